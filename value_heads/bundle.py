@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -139,15 +140,15 @@ def load_bundle(
     _check_hash("base model", manifest.model_hash, model_hash, directory)
     _check_hash("chat template", manifest.template_hash, template_hash, directory)
     tensors = _load_tensors(directory, manifest)
-    tilt = None
-    if manifest.tilt is not None:
-        parts: dict[str, Any] = manifest.tilt.model_dump() | _under(tensors, TILT)
-        tilt = Tilt(**parts)
-    if manifest.lora is not None:
-        return _load_lora(manifest.lora, tensors, backbone_dir, directory).with_tilt(tilt)
-    packed = tensors[TEXT].numpy().tobytes().decode() if TEXT in tensors else ""
-    heads = [_head(entry, _under(tensors, index), packed) for index, entry in enumerate(manifest.heads)]
-    return ValueStack(heads, [entry.beta for entry in manifest.heads], tilt)
+    try:
+        tilt = None if manifest.tilt is None else _tilt(manifest.tilt, tensors)
+        if manifest.lora is not None:
+            return _load_lora(manifest.lora, tensors, backbone_dir, directory).with_tilt(tilt)
+        packed = tensors[TEXT].numpy().tobytes().decode() if TEXT in tensors else ""
+        heads = [_head(entry, _under(tensors, index), packed) for index, entry in enumerate(manifest.heads)]
+        return ValueStack(heads, [entry.beta for entry in manifest.heads], tilt)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{directory / TENSORS} lacks a tensor that {MANIFEST} tells of: {error}") from error
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -192,8 +193,16 @@ def _load_lora(entry: LoraEntry, tensors: dict[str, Tensor], backbone_dir: Path 
     backbone = LoraBackbone(backbone_dir, entry.num_layers, entry.rank, entry.alpha)
     _check_hash("value backbone", entry.backbone_hash, backbone.backbone_hash, directory)
     for index in range(len(entry.betas)):
-        backbone.add_iteration(_under(tensors, index))
+        try:
+            backbone.add_iteration(_under(tensors, index))
+        except RuntimeError as error:
+            raise ValueError(f"the tensors of iteration {index + 1} are not a LoRA head's: {error}") from error
     return LoraValues(backbone, entry.betas)
+
+
+def _tilt(entry: TiltEntry, tensors: dict[str, Tensor]) -> Tilt:
+    parts: dict[str, Any] = entry.model_dump() | _under(tensors, TILT)
+    return Tilt(**parts)
 
 
 def _state(head: Head) -> dict[str, Tensor]:
@@ -207,7 +216,10 @@ def _head(entry: HeadEntry, tensors: dict[str, Tensor], text_counts: str) -> Hea
     if entry.kind == "linear":
         return LinearHead(spec, tensors["weight"], float(tensors["bias"]))
     head = MLPHead(spec, tensors["mean"], tensors["std"], entry.hidden, entry.dropout)
-    head.load_state_dict(tensors)
+    try:
+        head.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"the tensors of iteration {entry.iteration} are not an MLP's: {error}") from error
     return head.eval()
 
 
@@ -222,7 +234,10 @@ def _load_tensors(directory: Path, manifest: Manifest) -> dict[str, Tensor]:
         raise ValueError(f"no value bundle in {directory}: {TENSORS} is missing")
     if _sha256(path) != manifest.tensors_sha256:
         raise ValueError(f"{path} is corrupt: its SHA-256 is not the manifest's; copy or fit the bundle again")
-    return load_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no file of tensors: {error}") from error
 
 
 def _check_hash(component: str, saved: str, expected: str, directory: Path) -> None:

@@ -15,11 +15,13 @@ Folder = Annotated[Path, typer.Argument(help="The backup's folder.")]
 def backup(out: Folder, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
     """Write all rows and files, as of now, to a new folder. The server may run meanwhile."""
     from iro_server.store.backup import backup
-    from iro_server.store.database import open_database
+    from iro_server.store.database import connect, reachable, sessions_on
 
     settings = settings_of(data_dir, database_url)
     check_data_dir(settings)  # of a server with a database elsewhere too: its files lie there
-    _tell(f"Backed up to {out}", backup(settings, open_database(settings), out))
+    with reachable(connect(settings)) as engine:
+        counts = backup(settings, sessions_on(engine), out)
+    _tell(f"Backed up to {out}", counts)
 
 
 def restore(source: Folder, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 
 import httpx
-from sqlalchemy import create_engine
-from sqlalchemy.exc import OperationalError
 
 from iro_server.jobs import presence
 from iro_server.settings import GRADERS_PORT, Settings
+from iro_server.store.database import connect, reachable
 
 SECONDS = 5.0
 
@@ -37,7 +36,8 @@ def worker_problem(settings: Settings) -> str | None:
     if not presence.takes_jobs_here(settings.data_dir):
         return f"nothing on this machine runs the jobs of {settings.data_dir}"
     try:
-        create_engine(settings.url).connect().close()
-    except OperationalError as error:
-        return f"the database does not answer: {error}"
+        with reachable(connect(settings.model_copy(update={"database_timeout": SECONDS}))) as engine:
+            engine.connect().close()
+    except ConnectionError as error:
+        return str(error)
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 from sqlalchemy import ColumnElement, exists, select
@@ -12,9 +13,8 @@ from iro_server.settings import Settings
 from iro_server.store.database import Sessions
 from iro_server.store.tables import FINISHED, File, Job
 
+log = logging.getLogger("iro.jobs")
 RECENT = 7 * 24 * 3600  # seconds: of jobs that ended longer ago, an earlier call has discarded all
-
-
 INPUTS = ("training_file", "validation_file")  # columns of a job; its folder has a link to each file
 
 
@@ -40,11 +40,14 @@ def discard_deleted_inputs(settings: Settings, sessions: Sessions, *where: Colum
 
 def discard_leftovers(settings: Settings, sessions: Sessions) -> None:
     """``discard`` of jobs whose worker could not: it was killed, or there was none when a paused job was cancelled. And
-    ``discard_deleted_inputs`` of files that expired."""
+    ``discard_deleted_inputs`` of files that expired. A job whose storage cannot be used is left to the next call."""
+    discard_deleted_inputs(settings, sessions)
     ended = Job.status.in_(("failed", "cancelled")) & (Job.finished_at >= time.time() - RECENT)
     with sessions() as session:
         job_ids = session.scalars(select(Job.id).where(ended)).all()
     for job_id in job_ids:
-        if not lock.held(settings.job_dir(job_id)):
-            discard(settings, job_id)
-    discard_deleted_inputs(settings, sessions)
+        try:
+            if not lock.held(settings.job_dir(job_id)):
+                discard(settings, job_id)
+        except Exception:  # such as object storage that is away: the other jobs have nothing to do with it
+            log.exception("could not free the disk of %s", job_id)

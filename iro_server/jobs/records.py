@@ -30,6 +30,9 @@ def add_event(
     type: str = "message",
     data: JsonObject | None = None,
 ) -> None:
+    """Add an event, the job's row locked until the transaction ends: the events of a job are committed in the order of
+    their ``seq``, by which a stream reads them."""
+    session.execute(select(Job.seq).where(Job.id == job_id).with_for_update(key_share=True))
     session.add(Event(id=new_id("ftevent-"), job_id=job_id, type=type, level=level, message=message, data=data or {}))
 
 

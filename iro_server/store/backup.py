@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
 from sqlalchemy import Connection, Engine, func, insert, select, text
 
 from iro_server import JsonObject
@@ -24,6 +25,7 @@ from iro_server.store import tables as t
 from iro_server.store.database import Sessions
 
 MANIFEST = "backup.json"
+LISTINGS = 5  # of a folder whose files are removed while they are copied
 Rows = dict[str, list[JsonObject]]
 PATH_COLUMNS = (("checkpoints", "path"), ("models", "path"))
 PATH_MEMBERS = {  # of columns with JSON
@@ -32,19 +34,29 @@ PATH_MEMBERS = {  # of columns with JSON
 }
 
 
+class Manifest(BaseModel):
+    """``data_dir``: of the server that was backed up. ``revision``: of its tables. ``rows``: their number by table."""
+
+    data_dir: str
+    revision: str
+    rows: dict[str, int]
+
+
 def backup(settings: Settings, sessions: Sessions, out: Path) -> dict[str, int]:
     """Write the backup to ``out`` while the server may go on running. Returns the number of rows by table.
 
-    It contains every file, job and model acknowledged before the call. ValueError if ``out`` is not empty; FileCorrupt
-    if a file's bytes differ from those that were stored.
+    It contains every file, job and model acknowledged before the call. ValueError if ``out`` is not empty or the
+    database's tables are another version's; FileCorrupt if a file's bytes differ from those that were stored.
     """
+    engine = sessions.kw["bind"]
+    revision = _revision(engine)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty; choose another folder")
     out.mkdir(parents=True, exist_ok=True, mode=0o700)
     ids_before = {path.name for path in settings.files_dir.glob("file-*") if path.suffix == ""}
     for name in ids_before:  # before the rows are read, since a file may be deleted while others are copied
         _copy(settings.files_dir / name, out / "files" / name)
-    engine = sessions.kw["bind"]
+    _copy_unfinished_jobs(settings, sessions, out)
     rows = _snapshot(engine)
     rows["files"] = [row for row in rows["files"] if _keep(settings, row, out)]
     ids_with_rows = {row["id"] for row in rows["files"]}
@@ -55,19 +67,21 @@ def backup(settings: Settings, sessions: Sessions, out: Path) -> dict[str, int]:
     for name, content in rows.items():
         (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
     counts = {name: len(content) for name, content in rows.items()}
-    manifest = {"data_dir": str(settings.data_dir), "revision": upgrade.revisions(engine)[0], "rows": counts}
-    (out / MANIFEST).write_text(json.dumps(manifest, indent=1))  # last: it marks the backup complete
+    manifest = Manifest(data_dir=str(settings.data_dir), revision=revision, rows=counts)
+    (out / MANIFEST).write_text(manifest.model_dump_json(indent=1))  # last: it marks the backup complete
     return counts
 
 
 def restore(settings: Settings, sessions: Sessions, source: Path) -> dict[str, int]:
     """Load the backup into the empty server of ``settings``. Returns the number of rows by table. Running jobs are
-    queued. ValueError if ``source`` is incomplete or the server is not empty."""
+    queued. ValueError, before anything is written, if ``source`` is incomplete or damaged or the server is not
+    empty."""
     manifest = _manifest(source, sessions)
-    rows = {name: _read(source / f"{name}.jsonl") for name in manifest["rows"]}
-    if {name: len(content) for name, content in rows.items()} != manifest["rows"]:
+    rows = {name: _read(source / f"{name}.jsonl") for name in manifest.rows}
+    if {name: len(content) for name, content in rows.items()} != manifest.rows:
         raise ValueError(f"{source} is damaged: the number of rows in its tables differs from {MANIFEST}")
-    paths = DataDirPaths(manifest["data_dir"], str(settings.data_dir))
+    _check_files(source, rows["files"])
+    paths = DataDirPaths(manifest.data_dir, str(settings.data_dir))
     for folder in ("files", "jobs", "parts", "batches", "runs"):
         if (source / folder).exists():
             shutil.copytree(source / folder, settings.data_dir / folder, dirs_exist_ok=True)
@@ -79,7 +93,18 @@ def restore(settings: Settings, sessions: Sessions, source: Path) -> dict[str, i
             job |= {"status": "queued", "server": None}
     paths.rewrite_rows(rows)
     _insert(sessions.kw["bind"], rows)
-    return manifest["rows"]
+    return manifest.rows
+
+
+def _revision(engine: Engine) -> str:
+    """The revision of the database's tables. ValueError unless it is this version's: a backup migrates nothing."""
+    revision, head = upgrade.revisions(engine)
+    if revision != head:
+        raise ValueError(
+            f"the database's tables are at revision {revision or 'none'}, this version's at {head}: back up with the "
+            "version of Iro that the server runs, or migrate the tables first (iro db upgrade)"
+        )
+    return head
 
 
 def _snapshot(engine: Engine) -> Rows:
@@ -100,6 +125,7 @@ def _snapshot_transaction(engine: Engine) -> Iterator[Connection]:
             connection.exec_driver_sql("ROLLBACK")
     else:
         with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+            connection.execute(text("SET LOCAL statement_timeout = 0"))  # a large table takes its time
             yield connection
 
 
@@ -114,16 +140,37 @@ def _keep(settings: Settings, row: JsonObject, out: Path) -> bool:
     return True
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file, unless it has been deleted."""
+def _copy(source: Path, target: Path) -> bool:
+    """Copy a file unless its copy is there already. False if it has been deleted."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        shutil.copy2(source, target)
+    try:
+        if not _is_copied(source, target):
+            shutil.copy2(source, target)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _is_copied(source: Path, target: Path) -> bool:
+    """By size and time of change, which ``copy2`` keeps."""
+    if not target.exists():
+        return False
+    original, copy = source.stat(), target.stat()
+    return (original.st_size, original.st_mtime_ns) == (copy.st_size, copy.st_mtime_ns)
+
+
+def _copy_unfinished_jobs(settings: Settings, sessions: Sessions, out: Path) -> None:
+    """Copy the folders of unfinished jobs before the rows are read: the rows then have all events of the steps that are
+    done in the copy, and a restored job repeats the later steps, whose events are stored once."""
+    with sessions() as session:
+        job_ids = session.scalars(select(t.Job.id).where(t.Job.status.not_in(t.FINISHED))).all()
+    for id in job_ids:
+        _copy_folder(settings.job_dir(id), out / "jobs" / id)
 
 
 def _copy_folders(settings: Settings, rows: Rows, out: Path) -> None:
     for job in rows["jobs"]:
-        _copy_folder(settings.job_dir(job["id"]), out / "jobs" / job["id"])
+        _copy_job(settings, job, rows["checkpoints"], out / "jobs" / job["id"])
     for batch in rows["batches"]:
         _copy_folder(settings.batch_dir(batch["id"]), out / "batches" / batch["id"])
     for run in rows["job_runs"]:
@@ -132,22 +179,57 @@ def _copy_folders(settings: Settings, rows: Rows, out: Path) -> None:
         _copy_folder(settings.parts_dir / upload, out / "parts" / upload)
 
 
+def _copy_job(settings: Settings, job: JsonObject, checkpoints: list[JsonObject], target: Path) -> None:
+    """Copy a job's folder once its row is read. Of an unfinished one, no step that was done since: its inputs if it was
+    created since, and the bundles that its rows name."""
+    source = settings.job_dir(job["id"])
+    if job["status"] in t.FINISHED:
+        _copy_folder(source, target)
+        return
+    if not target.exists():
+        for path in source.glob("*.jsonl"):
+            _copy(path, target / path.name)
+    for checkpoint in checkpoints:
+        bundle = Path(checkpoint["path"])
+        if checkpoint["job_id"] == job["id"] and bundle.is_relative_to(source):
+            _copy_folder(bundle, target / bundle.relative_to(source))
+
+
 def _copy_folder(source: Path, target: Path) -> None:
-    """Copy the files under ``source`` except locks; a worker may add and remove files meanwhile."""
-    for path in sorted(source.rglob("*")):
-        if path.is_file() and path.name != "lock":
-            _copy(path, target / path.relative_to(source))
+    """Copy the files under ``source`` except locks; a worker may add and remove files meanwhile. What it removes, a
+    later step has replaced: the folder is listed again for that step."""
+    for _ in range(LISTINGS):
+        copied = [_copy(path, target / path.relative_to(source)) for path in _files_under(source)]
+        if all(copied):
+            return
 
 
-def _manifest(source: Path, sessions: Sessions) -> JsonObject:
+def _files_under(folder: Path) -> list[Path]:
+    """In order of their paths: a run's checkpoints before its metrics, which may have more rows but not fewer."""
+    walk = os.walk(folder, onerror=_raise_unless_removed)
+    paths = (Path(directory, name) for directory, _, names in walk for name in names if name != "lock")
+    return sorted(path for path in paths if path.is_file())
+
+
+def _raise_unless_removed(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _manifest(source: Path, sessions: Sessions) -> Manifest:
+    path = source / MANIFEST
     try:
-        manifest = json.loads((source / MANIFEST).read_text())
+        manifest = Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{source} is not a complete backup: it has no {MANIFEST}") from None
+    except ValidationError as error:
+        raise ValueError(f"{path} is not a backup's manifest: {_first_mistake(error)}") from None
     revision = upgrade.revisions(sessions.kw["bind"])[0]
-    if manifest["revision"] != revision:
-        message = f"the backup's tables are at revision {manifest['revision']}, this version's at {revision}: restore"
+    if manifest.revision != revision:
+        message = f"the backup's tables are at revision {manifest.revision}, this version's at {revision}: restore"
         raise ValueError(f"{message} with the version that made the backup, then update Iro")
+    if absent := {table.name for table in t.Base.metadata.sorted_tables} - manifest.rows.keys():
+        raise ValueError(f"{path} is not a backup's manifest: it does not name the table {min(absent)}")
     with sessions() as session:
         for table in t.Base.metadata.sorted_tables:
             if session.scalar(select(func.count()).select_from(table)):
@@ -155,8 +237,28 @@ def _manifest(source: Path, sessions: Sessions) -> JsonObject:
     return manifest
 
 
+def _first_mistake(error: ValidationError) -> str:
+    mistake = error.errors()[0]
+    return ": ".join([*map(str, mistake["loc"]), mistake["msg"]])
+
+
 def _read(path: Path) -> list[JsonObject]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def _check_files(source: Path, rows: list[JsonObject]) -> None:
+    """ValueError for the first file whose bytes are missing or differ from those that were stored."""
+    for row in rows:
+        path = source / "files" / row["id"]
+        try:
+            files.verified(path, row["sha256"]).close()
+        except FileNotFoundError:
+            raise ValueError(f"{source} is damaged: it has no {path.relative_to(source)}") from None
+        except files.FileCorrupt as error:
+            raise ValueError(f"{source} is damaged: {error}") from None
 
 
 def _insert(engine: Engine, rows: Rows) -> None:

@@ -25,13 +25,14 @@ NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")  # as JSON writes it, its backsla
 PAGE_BYTES = 4 * 2**20  # of a list's rows, as JSON
 ROWS_READ_AT_ONCE = 16
 SQLITE_PATIENCE = 30  # seconds that a statement waits for another server's
+NOT_PERMITTED = "42501"  # SQLSTATE of what the role lacks a privilege for, as ordinary ones from PostgreSQL 15 on
 READ_ONLY = "25006"  # SQLSTATE of a write to a standby, which a primary may be after a failover
 
 
 def open_database(settings: Settings) -> Sessions:
     """Sessions on the settings' database, its tables those of this version.
 
-    ConnectionError where the database does not answer; ValueError where its URL is wrong, its driver is not
+    ConnectionError where the database does not answer or refuses; ValueError where its URL is wrong, its driver is not
     installed, or a later version has changed its tables.
     """
     from iro_server.store.upgrade import upgrade  # alembic, which a job's worker does without
@@ -43,11 +44,13 @@ def open_database(settings: Settings) -> Sessions:
 
 @contextmanager
 def reachable(engine: Engine) -> Iterator[Engine]:
-    """ConnectionError, in a line, where what is asked of the database gets no answer."""
+    """ConnectionError, in a line, where the database does not answer, or refuses what is asked of it."""
     try:
         yield engine
-    except OperationalError as error:
+    except DBAPIError as error:
         url, why = engine.url.render_as_string(), " ".join(str(error.orig).split())
+        if getattr(error.orig, "sqlstate", None) == NOT_PERMITTED:
+            why += "; grant CREATE on schema public to that role, or name one that has it"
         raise ConnectionError(f"the database {url} cannot be used: {why}") from error
 
 

@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sqlalchemy import delete, func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, delete, func, select, update
 
 from iro_server.settings import Settings
 from iro_server.store import tables as t
@@ -22,6 +21,7 @@ log = logging.getLogger("iro.store")
 HOUR = 3600.0
 UNKNOWN = "unknown"  # the folder of what no row names, which a database restored from a backup may have forgotten
 UNKNOWN_HOURS = 7 * 24
+DELETED_AT_ONCE = 5_000  # rows of a transaction: a statement of more may exceed ``database_statement_timeout``
 
 
 async def sweep_hourly(
@@ -47,11 +47,6 @@ def sweep(settings: Settings, sessions: Sessions) -> None:
     batch_folders = _aged(settings.data_dir / "batches", hours=1)
     with sessions.begin() as session:
         expired = session.scalars(delete(t.File).where(t.File.expires_at <= t.now()).returning(t.File.id)).all()
-        session.execute(delete(t.Response).where(t.Response.expires_at <= t.now()))
-        session.execute(delete(t.Completion).where(t.Completion.expires_at <= t.now()))
-        _expire_uploads(session)
-        if settings.retention is not None:
-            _forget(session, time.time() - settings.retention)
         named = set(session.scalars(select(t.File.id)))
         batches = set(session.scalars(select(t.Batch.id).where(t.Batch.status.in_(("queued", "in_progress")))))
         jobs, runs = set(session.scalars(select(t.Job.id))), set(session.scalars(select(t.JobRun.id)))
@@ -77,6 +72,9 @@ def sweep(settings: Settings, sessions: Sessions) -> None:
         _remove(path)
     for folder, _ in _aged(settings.parts_dir, hours=2):  # an upload takes parts for an hour
         shutil.rmtree(folder, ignore_errors=True)  # another server may be at it too
+    _delete_expired(sessions)  # after the files, which do not depend on it
+    if settings.retention is not None:
+        _forget(sessions, time.time() - settings.retention)
 
 
 def _set_aside(settings: Settings, path: Path) -> None:
@@ -106,21 +104,31 @@ def _aged(folder: Path, hours: int) -> list[tuple[Path, float]]:
     return [(path, modified) for path, modified in modified_paths if modified < time.time() - hours * HOUR]
 
 
-def _forget(session: Session, before: float) -> None:
+def _delete_expired(sessions: Sessions) -> None:
+    """Remove responses and completions that expired, and the parts of uploads that ended."""
+    _delete(sessions, t.Response, t.Response.expires_at <= t.now())
+    _delete(sessions, t.Completion, t.Completion.expires_at <= t.now())
+    late = (t.Upload.status == "pending", t.Upload.expires_at <= t.now())
+    with sessions.begin() as session:
+        session.execute(update(t.Upload).where(*late).values(status="expired"))
+    _delete(sessions, t.Part, t.Part.upload_id.in_(select(t.Upload.id).where(t.Upload.status != "pending")))
+
+
+def _forget(sessions: Sessions, before: float) -> None:
     """Remove the rows of what ended before then (Unix time): jobs' events, estimates, batches, uploads, deliveries."""
     ended = select(t.Job.id).where(t.Job.status.in_(t.FINISHED), t.Job.finished_at < before)
-    session.execute(delete(t.Event).where(t.Event.job_id.in_(ended)))
-    session.execute(delete(t.Estimate).where(t.Estimate.finished_at < before))
-    session.execute(delete(t.Batch).where(t.Batch.finished_at < before))
-    late = (t.Upload.status != "pending", t.Upload.expires_at < before)
-    gone = select(t.Upload.id).where(*late)
-    session.execute(delete(t.Part).where(t.Part.upload_id.in_(gone)))
-    session.execute(delete(t.Upload).where(*late))
-    session.execute(delete(t.Delivery).where(t.Delivery.due.is_(None), t.Delivery.created_at < before))
+    _delete(sessions, t.Event, t.Event.job_id.in_(ended))
+    _delete(sessions, t.Estimate, t.Estimate.finished_at < before)
+    _delete(sessions, t.Batch, t.Batch.finished_at < before)
+    _delete(sessions, t.Upload, t.Upload.status != "pending", t.Upload.expires_at < before)
+    _delete(sessions, t.Delivery, t.Delivery.due.is_(None), t.Delivery.created_at < before)
 
 
-def _expire_uploads(session: Session) -> None:
-    late = (t.Upload.status == "pending", t.Upload.expires_at <= t.now())
-    session.execute(update(t.Upload).where(*late).values(status="expired"))
-    ended = select(t.Upload.id).where(t.Upload.status != "pending")
-    session.execute(delete(t.Part).where(t.Part.upload_id.in_(ended)))
+def _delete(sessions: Sessions, table: type[t.Base], *where: ColumnElement[bool]) -> None:
+    """Delete the rows, DELETED_AT_ONCE in a transaction."""
+    batch = select(table.seq).where(*where).limit(DELETED_AT_ONCE)
+    while True:
+        with sessions.begin() as session:
+            deleted = session.scalars(delete(table).where(table.seq.in_(batch)).returning(table.seq)).all()
+        if len(deleted) < DELETED_AT_ONCE:
+            return

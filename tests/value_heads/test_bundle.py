@@ -1,12 +1,15 @@
 """A bundle comes back as it was saved, and only for the model it belongs to."""
 
+import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save
 
 from value_heads import BundleMismatch, FeatureSpec, LinearHead, MLPHead, ValueStack, load_bundle, save_bundle
 from value_heads.features import TOKENS
@@ -104,6 +107,32 @@ def test_another_base_is_refused(tmp_path, changed, named):
     save_bundle(tmp_path, stack(0, 1), **HASHES)
     with pytest.raises(BundleMismatch, match=named):
         load_bundle(tmp_path, **(HASHES | {changed: "c" * 64}))
+
+
+@pytest.mark.parametrize("lacking", ["0.weight", "1.mean", "1.net.0.weight", "tilt.bias"])
+def test_a_bundle_that_lacks_a_tensor_says_so(tmp_path, lacking):
+    """As another program may have written it: its hash is right."""
+    save_bundle(tmp_path, stack(0, 1).with_tilt(zero_tilt(7, SIZE, (1, 2), (3,))), **HASHES)
+    tensors = load_file(tmp_path / "value.safetensors")
+    del tensors[lacking]
+    write_tensors(tmp_path, save(tensors))
+    with pytest.raises(ValueError, match=lacking.split(".", 1)[1]):
+        load_bundle(tmp_path, **HASHES)
+
+
+def test_a_bundle_whose_file_has_no_tensors_says_so(tmp_path):
+    save_bundle(tmp_path, stack(0, 1), **HASHES)
+    write_tensors(tmp_path, b"no tensors")
+    with pytest.raises(ValueError, match=r"value\.safetensors is no file of tensors"):
+        load_bundle(tmp_path, **HASHES)
+
+
+def write_tensors(folder: Path, content: bytes) -> None:
+    """Put ``content`` in place of a bundle's tensors, and its hash into the manifest."""
+    (folder / "value.safetensors").write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["tensors_sha256"] = hashlib.sha256(content).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_a_damaged_bundle_says_so(tmp_path):

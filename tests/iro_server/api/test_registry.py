@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import hashlib
+import json
 import threading
 import weakref
 from collections.abc import Iterator
@@ -14,9 +16,10 @@ from typing import Any
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from safetensors.torch import save
 
 from iro_server.api.app import create_app
-from iro_server.api.registry import ModelRegistry
+from iro_server.api.registry import ModelRegistry, ModelUnreadable
 from iro_server.graders.base import Sample
 from iro_server.graders.loaded import HeldGrader, Loaded
 from iro_server.store.database import find, open_database
@@ -159,6 +162,29 @@ def test_aligned_models_on_lora_share_one_backbone(tmp_path):
     registry.values.clear()
     gc.collect()
     assert len(shared_models()) == before
+
+
+def make_manifest_a_folder(bundle: Path) -> None:
+    (bundle / "manifest.json").unlink()
+    (bundle / "manifest.json").mkdir()
+
+
+def drop_weights(bundle: Path) -> None:
+    content = save({"other": torch.zeros(1)})
+    (bundle / "value.safetensors").write_bytes(content)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["tensors_sha256"] = hashlib.sha256(content).hexdigest()
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("damage", [make_manifest_a_folder, drop_weights])
+def test_a_bundle_that_cannot_be_read_says_so(tmp_path, damage):
+    settings = settings_for(tmp_path)
+    name = aligned(settings, "model")
+    with open_database(settings)() as session:
+        damage(Path(find(session, Model, name).path))
+    with pytest.raises(ModelUnreadable, match="The model 'model' cannot be loaded: "):
+        resolve(registry_of(settings), name)
 
 
 class Counted(SimpleNamespace):

@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from iro_server.jobs import lock
+from iro_server.jobs import leftovers, lock
 from iro_server.jobs.leftovers import discard_leftovers
+from iro_server.settings import Settings
 from iro_server.store.database import open_database
 from iro_server.store.tables import FINISHED, File, Job
 from tests.iro_server.api.serving import settings_for
@@ -40,6 +41,28 @@ def test_what_only_a_continued_run_would_read_is_removed(tmp_path, status, days_
         assert (run / "states").exists()  # its worker has not stopped yet
     discard_leftovers(settings, sessions)
     assert (run / "states").exists() != is_freed and (run / "config.json").exists()
+
+
+def test_a_job_whose_storage_is_away_hinders_no_other(tmp_path, monkeypatch, caplog):
+    settings = settings_for(tmp_path)
+    sessions = open_database(settings)
+    rest = {"model": "bytes", "training_file": "file-gone", "seed": 1, "method": {}, "config": {}, "status": "failed"}
+    with sessions.begin() as session:
+        for id in ("ftjob-1", "ftjob-2"):
+            session.add(Job(id=id, finished_at=int(time.time()), model_name=id, **rest))
+            settings.job_dir(id).mkdir(parents=True)
+            (settings.job_dir(id) / "training_file.jsonl").write_text("{}")
+    freed: list[str] = []
+
+    def discard(settings: Settings, job_id: str) -> None:
+        if job_id == "ftjob-1":
+            raise OSError("storage s3://bucket cannot be used")
+        freed.append(job_id)
+
+    monkeypatch.setattr(leftovers, "discard", discard)
+    discard_leftovers(settings, sessions)
+    assert freed == ["ftjob-2"] and "could not free the disk of ftjob-1" in caplog.text
+    assert not list(settings.data_dir.glob("jobs/*/training_file.jsonl"))
 
 
 @pytest.mark.parametrize(

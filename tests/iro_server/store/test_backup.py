@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
 import openai
 import pytest
+from sqlalchemy import select, text
+from typer.testing import CliRunner
 
+from iro_server.cli.main import app
 from iro_server.jobs import records
 from iro_server.settings import Settings
+from iro_server.store import backup as store_backup
 from iro_server.store import keys
-from iro_server.store.backup import backup, restore
+from iro_server.store.backup import _snapshot_transaction, backup, restore
 from iro_server.store.database import open_database
 from iro_server.store.files import FileCorrupt
-from iro_server.store.tables import Checkpoint, Eval, Event, Job, Model
+from iro_server.store.tables import Checkpoint, Eval, Event, File, Job, Model, now
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import GRADER, ended, serving, settings_for, start_job, upload, wait_for
 
@@ -157,6 +163,209 @@ def test_what_is_no_whole_backup_and_what_is_no_empty_server_is_refused(tmp_path
     (here.files_dir / file).write_bytes(b"other bytes")
     with pytest.raises(FileCorrupt):
         backup(here, open_database(here), tmp_path / "second")
+
+
+class SteppingJob:
+    """A server's running job whose steps end when a test says: each stores its events, then its file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.settings = settings_for(folder)
+        self.sessions = open_database(self.settings)
+        self.folder = self.settings.job_dir("ftjob-1")
+
+    def start(self) -> None:
+        rest = {"model": "m", "training_file": "f", "seed": 1, "method": {}, "config": {}, "model_name": "m"}
+        with self.sessions.begin() as session:
+            session.add(Job(id="ftjob-1", status="running", attempt=1, **rest))
+        self.folder.mkdir(parents=True)
+        (self.folder / "training_file.jsonl").write_text("{}")
+
+    def end_step(self, step: int) -> None:
+        with self.sessions() as session:
+            job = session.scalars(select(Job)).one()
+        bundle = self.folder / f"run/iterations/{step}"
+        bundle.mkdir(parents=True, exist_ok=True)
+        (bundle / "manifest.json").write_text(str(step))
+        for type in ("metrics", "checkpoint"):
+            records.record(self.sessions, job, {"type": type, "data": {"step": step, "path": str(bundle)}})
+        (self.folder / "run/checkpoints").mkdir(exist_ok=True)
+        (self.folder / f"run/checkpoints/{step}-report.pt").write_text(str(step))
+
+    def end(self, last_step: int) -> None:
+        self.end_step(last_step)
+        with self.sessions.begin() as session:
+            job = session.scalars(select(Job)).one()
+            job.status, job.finished_at = "succeeded", now()
+
+    def files_in(self, folder: Path) -> set[str]:
+        job_folder = folder / "jobs" / "ftjob-1"
+        return {str(path.relative_to(job_folder)) for path in job_folder.rglob("*") if path.is_file()}
+
+
+def stored_steps(out: Path) -> dict[str, list[int]]:
+    """Of the backup's rows."""
+    lines = {name: (out / f"{name}.jsonl").read_text().splitlines() for name in ("events", "checkpoints")}
+    events, checkpoints = (list(map(json.loads, lines[name])) for name in ("events", "checkpoints"))
+    metrics = [event["data"]["step"] for event in events if event["type"] == "metrics"]
+    return {"metrics": metrics, "checkpoints": [checkpoint["step"] for checkpoint in checkpoints]}
+
+
+def around_snapshot(monkeypatch, before: Callable[[], None], after: Callable[[], None] = lambda: None) -> None:
+    """Have the backup call ``before`` and ``after`` when it reads the rows."""
+    snapshot = store_backup._snapshot
+
+    def call(engine):
+        before()
+        rows = snapshot(engine)
+        after()
+        return rows
+
+    monkeypatch.setattr(store_backup, "_snapshot", call)
+
+
+def test_a_step_that_is_done_in_the_copy_has_its_rows(tmp_path, monkeypatch):
+    """A restored job repeats what its folder lacks, and tells nothing of what it has."""
+    job = SteppingJob(tmp_path / "here")
+    job.start()
+    job.end_step(1)
+    around_snapshot(monkeypatch, lambda: job.end_step(2), lambda: job.end_step(3))
+    backup(job.settings, job.sessions, tmp_path / "backup")
+    assert stored_steps(tmp_path / "backup") == {"metrics": [1, 2], "checkpoints": [1, 2]}
+    assert job.files_in(tmp_path / "backup") == {
+        "training_file.jsonl",
+        "run/checkpoints/1-report.pt",
+        "run/iterations/1/manifest.json",
+        "run/iterations/2/manifest.json",  # which a row names, and may be called before the step is repeated
+    }
+
+
+def test_a_job_that_ends_before_the_rows_are_read_is_whole(tmp_path, monkeypatch):
+    job = SteppingJob(tmp_path / "here")
+    job.start()
+    job.end_step(1)
+    around_snapshot(monkeypatch, lambda: job.end(2))
+    backup(job.settings, job.sessions, tmp_path / "backup")
+    assert job.files_in(tmp_path / "backup") == job.files_in(job.settings.data_dir)
+
+
+def test_a_job_that_is_made_before_the_rows_are_read_starts_anew(tmp_path, monkeypatch):
+    job = SteppingJob(tmp_path / "here")
+
+    def start_and_end_a_step() -> None:
+        job.start()
+        job.end_step(1)
+
+    around_snapshot(monkeypatch, start_and_end_a_step, lambda: job.end_step(2))
+    backup(job.settings, job.sessions, tmp_path / "backup")
+    assert stored_steps(tmp_path / "backup")["metrics"] == [1]
+    assert job.files_in(tmp_path / "backup") == {"training_file.jsonl", "run/iterations/1/manifest.json"}
+
+
+def test_a_folder_may_be_removed_while_it_is_listed(tmp_path, monkeypatch):
+    folders = [tmp_path / "run" / name for name in ("1", "2")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "state").touch()
+    scandir = os.scandir
+
+    def remove_and_list(path):
+        if str(path) == str(folders[1]):
+            (folders[1] / "state").unlink()
+            folders[1].rmdir()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", remove_and_list)
+    store_backup._copy_folder(tmp_path / "run", tmp_path / "copy")
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "copy").iterdir()] == ["1"]
+
+
+def test_what_replaces_a_file_that_is_removed_while_others_are_copied_is_copied(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("1-rewards", "1-rollouts"):
+        (run / name).touch()
+    copy = store_backup._copy
+
+    def copy_and_end_step(source: Path, target: Path) -> bool:
+        (run / "1-rollouts").unlink(missing_ok=True)
+        (run / "1-report").touch()
+        return copy(source, target)
+
+    monkeypatch.setattr(store_backup, "_copy", copy_and_end_step)
+    store_backup._copy_folder(run, tmp_path / "copy")
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == {"1-rewards", "1-report"}
+
+
+def test_a_folder_that_cannot_be_read_ends_the_backup():
+    store_backup._raise_unless_removed(FileNotFoundError())
+    with pytest.raises(PermissionError):
+        store_backup._raise_unless_removed(PermissionError())
+
+
+def restore_error(tmp_path: Path, damage: Callable[[Path, list[str]], object]) -> str:
+    """Of a backup of two files, after ``damage`` was called with its folder and their ids."""
+    here, there, out = (tmp_path / name for name in ("here", "there", "backup"))
+    with serving(settings_for(here), ByteEngine()) as client:
+        ids = sorted(upload(client) for _ in range(2))
+    backup(settings_for(here), open_database(settings_for(here)), out)
+    damage(out, ids)
+    settings = settings_for(there)
+    sessions = open_database(settings)
+    with pytest.raises(ValueError) as error:
+        restore(settings, sessions, out)
+    assert not settings.files_dir.exists() or not list(settings.files_dir.iterdir())
+    with sessions() as session:
+        assert not session.query(File).all()
+    assert "\n" not in str(error.value)
+    return str(error.value).replace(str(out), "BACKUP").replace(ids[0], "FILE")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda out, ids: (out / "files" / ids[0]).unlink(), "BACKUP is damaged: it has no files/FILE"),
+        (
+            lambda out, ids: (out / "files" / ids[0]).write_bytes(b"other"),
+            "BACKUP is damaged: FILE is not what was stored",
+        ),
+        (
+            lambda out, ids: (out / "backup.json").write_text("{}"),
+            "BACKUP/backup.json is not a backup's manifest: data_dir: Field required",
+        ),
+        (
+            lambda out, ids: (out / "backup.json").write_text('{"data'),
+            "BACKUP/backup.json is not a backup's manifest: Invalid JSON: ",
+        ),
+        (lambda out, ids: (out / "files.jsonl").write_text('{"id'), "BACKUP/files.jsonl is damaged: "),
+    ],
+    ids=["missing file", "other bytes", "other manifest", "cut manifest", "cut rows"],
+)
+def test_a_damaged_backup_is_refused_before_anything_is_restored(tmp_path, damage, message):
+    assert restore_error(tmp_path, damage).startswith(message)
+
+
+def test_a_database_of_another_version_is_not_migrated_by_a_backup(tmp_path):
+    settings = settings_for(tmp_path / "here")
+    sessions = open_database(settings)
+    with sessions.begin() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '0008'"))
+    with pytest.raises(ValueError, match=r"are at revision 0008, .*: back up with the version of Iro that the server"):
+        backup(settings, sessions, tmp_path / "backup")
+    command = ["backup", str(tmp_path / "backup"), "--data-dir", str(settings.data_dir)]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 2 and "revision 0008" in refused.stderr and not (tmp_path / "backup").exists()
+    with sessions() as session:
+        assert session.scalar(text("SELECT version_num FROM alembic_version")) == "0008"
+
+
+def test_a_large_table_may_take_its_time(tmp_path, new_database):
+    url = new_database("postgresql")
+    sessions = open_database(Settings(data_dir=tmp_path, database_url=url, database_statement_timeout=30.0))
+    with _snapshot_transaction(sessions.kw["bind"]) as connection:
+        assert connection.scalar(text("SHOW statement_timeout")) == "0"
+    with sessions() as session:
+        assert session.scalar(text("SHOW statement_timeout")) == "30s"
 
 
 @pytest.mark.slow(6)

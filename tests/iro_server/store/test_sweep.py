@@ -4,9 +4,11 @@ import os
 import time
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
+from sqlalchemy.exc import OperationalError
 
 from iro_server.settings import Settings
+from iro_server.store import sweep as store_sweep
 from iro_server.store import tables as t
 from iro_server.store.database import open_database
 from iro_server.store.sweep import UNKNOWN, sweep
@@ -81,6 +83,43 @@ def test_expired_files_lose_row_and_bytes(store):
     assert names(settings.files_dir) == ["file-early"]
     with sessions() as session:
         assert [row.id for row in session.query(t.File)] == ["file-early"]
+
+
+def test_files_expire_whatever_becomes_of_other_rows(store, monkeypatch):
+    settings, sessions = store
+    settings = settings.model_copy(update={"retention": 2.0 * HOUR})
+    place(settings.files_dir, "file-late", 2)
+    add(sessions, file_row("file-late", 2, expires_at=int(time.time()) - 1))
+
+    def exceed_statement_timeout(*_arguments) -> None:
+        raise OperationalError("DELETE", {}, Exception("canceling statement due to statement timeout"))
+
+    monkeypatch.setattr(store_sweep, "_forget", exceed_statement_timeout)
+    with pytest.raises(OperationalError):
+        sweep(settings, sessions)
+    assert names(settings.files_dir) == []
+    with sessions() as session:
+        assert not session.query(t.File).all()
+
+
+def test_rows_are_deleted_in_transactions_of_so_many(store, monkeypatch):
+    settings, sessions = store
+    monkeypatch.setattr(store_sweep, "DELETED_AT_ONCE", 2)
+    rest = {"model": "m", "messages": [], "body": {}, "completion_metadata": {}, "tags": ""}
+    for number in range(5):
+        add(sessions, t.Completion(id=f"chatcmpl-{number}", expires_at=0, **rest))
+    add(sessions, t.Completion(id="chatcmpl-open", expires_at=int(time.time()) + HOUR, **rest))
+    deletes: list[str] = []
+
+    def note(_connection, _cursor, statement, *_arguments) -> None:
+        if statement.startswith("DELETE FROM completions"):
+            deletes.append(statement)
+
+    event.listen(sessions.kw["bind"], "before_cursor_execute", note)
+    sweep(settings, sessions)
+    assert len(deletes) == 3
+    with sessions() as session:
+        assert set(session.scalars(select(t.Completion.id))) == {"chatcmpl-open"}
 
 
 def test_a_new_database_beside_old_files_removes_none_of_them(store):
