@@ -1,7 +1,7 @@
 // The frame of every page: who calls, where one is, and the page itself.
 
 import { useEffect, useRef, useState } from "preact/hooks";
-import { ApiError, listModels, saveKey, savedKey } from "./api";
+import { ApiError, listModels, saveKey, savedKey, watchRefusals } from "./api";
 import { KeyForm } from "./KeyForm";
 import { EvalList } from "./evals/EvalList";
 import { EvalPage } from "./evals/EvalPage";
@@ -33,13 +33,17 @@ export function App() {
   usePageChanges(route.path);
   const [key, setKey] = useState(savedKey);
   const models = usePolled(listModels, null, key);
-  const refused = models.error instanceof ApiError && models.error.status === 401;
+  const [isRefused, setRefused] = useState(false);
+  useEffect(() => watchRefusals(() => setRefused(true)), []);
   const changeKey = (secret: string) => {
     saveKey(secret);
     setKey(secret);
+    setRefused(false);
+    models.again();
   };
   const base = models.value?.data[0]?.id;
   const current = route.path[0] ?? "jobs";
+  const isForbidden = models.error instanceof ApiError && models.error.status === 403; // a key of another scope
   return (
     <>
       <a class="skip" href="#main" onClick={toMain}>
@@ -66,8 +70,12 @@ export function App() {
         )}
       </header>
       <main id="main" tabIndex={-1}>
-        {refused ? (
-          <KeyForm wrong={key !== ""} onKey={changeKey} />
+        {isRefused ? (
+          <KeyForm refusal={key && "The server does not accept this key."} onKey={changeKey} />
+        ) : isForbidden && current === "runs" ? (
+          <Body key={key} route={route} base="" />
+        ) : isForbidden ? (
+          <KeyForm key={key} refusal={models.error!.message} onKey={changeKey} />
         ) : models.error ? (
           <Problem error={models.error} again={models.again} />
         ) : base ? (

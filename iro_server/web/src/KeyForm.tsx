@@ -1,12 +1,13 @@
 import { SENDABLE } from "./api";
 import { useEffect, useRef, useState } from "preact/hooks";
 
-export function KeyForm({ wrong, onKey }: { wrong: boolean; onKey: (key: string) => void }) {
+/** `refusal`: why the key that the tab has does not do, or nothing. */
+export function KeyForm({ refusal, onKey }: { refusal: string; onKey: (key: string) => void }) {
   const [key, setKey] = useState("");
   const field = useRef<HTMLInputElement>(null);
   useEffect(() => field.current?.focus(), []);
   const strange = [...key.trim()].find((character) => !SENDABLE.test(character));
-  const problem = strange ? `A key cannot contain “${strange}”.` : wrong ? "The server does not accept this key." : "";
+  const problem = strange ? `A key cannot contain “${strange}”.` : refusal;
   const submit = (event: Event) => {
     event.preventDefault();
     onKey(key.trim());

@@ -5,6 +5,7 @@ import type { Chunk, EventStream } from "./stream";
 import { readEvents } from "./stream";
 
 const KEY = "iro-key";
+const LONGEST = 3600; // seconds that the page waits because the server says so
 /** A character that a header can hold. */
 export const SENDABLE = /^[\u0020-\u007e\u00a0-\u00ff]$/;
 
@@ -14,6 +15,13 @@ export function saveKey(key: string): void {
   if (key !== savedKey()) forgetDrafts();
   if (key) sessionStorage.setItem(KEY, key);
   else sessionStorage.removeItem(KEY);
+}
+
+let reportRefusal = (): void => {};
+
+/** Calls `report` whenever the server refuses the key of this tab, or that there is none. */
+export function watchRefusals(report: () => void): void {
+  reportRefusal = report;
 }
 
 export class ApiError extends Error {
@@ -70,6 +78,7 @@ export interface Metrics {
   train_mean_reward?: number | null;
   full_valid_mean_reward?: number | null;
   full_valid_error?: number | null;
+  full_valid_half_width?: number | null; // of its 95 % interval; of jobs of earlier versions not told
   valid_grader_pick?: number | null;
   valid_mean_of_finals?: number | null;
   best_of_n?: number | null;
@@ -104,6 +113,7 @@ export interface TiltTrial {
   repetition_penalty?: number; // nats; older jobs tried none
   reward: number | null;
   error: number | null;
+  half_width?: number | null; // of its 95 % interval; of jobs of earlier versions not told
   kl: number | null;
   perplexity: number | null;
   chosen: boolean;
@@ -115,6 +125,7 @@ export interface Price {
   rows: number;
   reward: number | null;
   error: number | null;
+  half_width?: number | null; // of its 95 % interval; of jobs of earlier versions not told
   perplexity: number | null;
   kl: number | null;
   over_optimization?: Departure[] | null;
@@ -178,7 +189,8 @@ export interface Estimate {
 
 export async function call(path: string, init: RequestInit = {}): Promise<Response> {
   const headers = new Headers(init.headers);
-  if (savedKey()) headers.set("authorization", `Bearer ${savedKey()}`);
+  const key = savedKey();
+  if (key) headers.set("authorization", `Bearer ${key}`);
   let response: Response;
   try {
     response = await fetch(`/v1${path}`, { ...init, headers });
@@ -186,12 +198,13 @@ export async function call(path: string, init: RequestInit = {}): Promise<Respon
     if (init.signal?.aborted) throw error;
     throw new ApiError(0, "The server cannot be reached.");
   }
+  if (response.status === 401 && key === savedKey()) reportRefusal(); // not of an earlier key
   if (!response.ok) throw await failure(response);
   return response;
 }
 
 async function failure(response: Response): Promise<ApiError> {
-  const retryAfter = Number(response.headers.get("retry-after") ?? 0);
+  const retryAfter = secondsOf(response.headers.get("retry-after"));
   const text = await response.text();
   try {
     const { error } = JSON.parse(text) as { error: { message: string; param: string | null } };
@@ -204,6 +217,12 @@ async function failure(response: Response): Promise<ApiError> {
       retryAfter,
     );
   }
+}
+
+/** Seconds of a `Retry-After`; 0 for none, or for a date. */
+function secondsOf(header: string | null): number {
+  const seconds = Number(header ?? 0);
+  return Number.isFinite(seconds) ? Math.min(Math.max(seconds, 0), LONGEST) : 0;
 }
 
 export async function get<Body>(path: string, signal?: AbortSignal): Promise<Body> {
@@ -225,8 +244,8 @@ export const listModels = (signal?: AbortSignal) => get<Page<Model>>("/models", 
 export const listJobs = (after: string | null, signal?: AbortSignal) =>
   get<Page<Job>>(`/fine_tuning/jobs?limit=100${after ? `&after=${encodeURIComponent(after)}` : ""}`, signal);
 export const getJob = (id: string, signal?: AbortSignal) => get<Job>(job(id), signal);
-export const listEvents = (id: string, after: string | null, signal?: AbortSignal) =>
-  get<Page<JobEvent>>(`${job(id)}/events?limit=100${after ? `&after=${encodeURIComponent(after)}` : ""}`, signal);
+export const listEvents = (id: string, after: string | null, limit: number, signal?: AbortSignal) =>
+  get<Page<JobEvent>>(`${job(id)}/events?limit=${limit}${after ? `&after=${encodeURIComponent(after)}` : ""}`, signal);
 /** Events newer than `after`, as they come; returns whether the job has ended. */
 export async function* followEvents(id: string, after: string | undefined, signal: AbortSignal) {
   const query = after ? `&after=${encodeURIComponent(after)}` : "";
@@ -275,11 +294,9 @@ export async function firstRow(file: string, signal?: AbortSignal): Promise<Reco
   return line ? (JSON.parse(line) as Record<string, unknown>) : null;
 }
 
-/** Server-sent events of a completion, chat or text. */
+/** Server-sent events of a completion, chat or text. Throws ApiError where they end before the server has sent all. */
 export async function* stream(path: string, body: Record<string, unknown>, signal: AbortSignal): EventStream {
   const response = await send(path, { ...body, stream: true, stream_options: { include_usage: true, include_search: true } }, signal);
-  for await (const chunk of readEvents<Chunk>(response.body!)) {
-    if (chunk.error) throw new ApiError(response.status, chunk.error.message);
-    yield chunk;
-  }
+  const isWhole = yield* readEvents<Chunk>(response.body!);
+  if (!isWhole) throw new ApiError(0, "The answer broke off: the connection ended early.");
 }

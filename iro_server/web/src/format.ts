@@ -3,6 +3,27 @@
 export const number = (value: number | null | undefined, digits = 3): string =>
   value === null || value === undefined || !Number.isFinite(value) ? "–" : value.toFixed(digits);
 
+/** Of a mean: its standard error, and half of its 95 % interval, which jobs of earlier versions do not tell. */
+export interface Uncertainty {
+  error?: number | null;
+  half_width?: number | null;
+}
+
+/** What ±, bands and bars show: without the interval 2 standard errors, which of few prompts is less. Null: unknown. */
+export function halfWidth({ error, half_width }: Uncertainty): number | null {
+  if (half_width !== undefined) return half_width;
+  return typeof error === "number" ? 2 * error : null;
+}
+
+export const intervalName = (means: Uncertainty[]): string =>
+  means.every(({ half_width }) => half_width !== undefined) ? "95 % interval" : "± 2 standard errors";
+
+/** A mean ± what `halfWidth` gives. */
+export function withInterval(mean: number | null | undefined, uncertainty: Uncertainty): string {
+  const half = halfWidth(uncertainty);
+  return number(mean) + (half === null ? "" : `\u00a0±\u00a0${number(half, 2)}`);
+}
+
 export const count = (value: number | null | undefined): string =>
   value === null || value === undefined ? "–" : value.toLocaleString("en");
 

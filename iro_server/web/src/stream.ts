@@ -1,10 +1,16 @@
 // Server-sent events of a completion, parsed as they arrive.
 
 export interface Chunk {
-  choices: { text?: string; delta?: { content?: string }; finish_reason: string | null; logprobs?: Logprobs | null }[];
+  choices: { text?: string; delta?: Delta; finish_reason: string | null; logprobs?: Logprobs | null }[];
   usage?: Usage | null;
   search?: SearchEvent;
   error?: { message: string };
+}
+
+/** Of a chat. A call comes whole or in parts, which have its `index`. */
+interface Delta {
+  content?: string | null;
+  tool_calls?: { index: number; function?: { name?: string; arguments?: string } }[];
 }
 
 /** Of a chat: `content`; of a text: the other two. */

@@ -15,8 +15,10 @@ PRICES = {
     "step": ITERATIONS,
     "chosen": "tilt",
     "prices": [
-        {"name": "tilt", "rows": 1, "reward": 0.61, "error": 0.03, "perplexity": 21.5, "kl": 3.1},
-        {"name": "tilt and search", "rows": 16, "reward": 0.66, "error": 0.03, "perplexity": 24.0, "kl": None},
+        {"name": "tilt", "rows": 1, "reward": 0.61, "error": 0.03, "perplexity": 21.5, "kl": 3.1}
+        | {"half_width": 0.07},
+        {"name": "tilt and search", "rows": 16, "reward": 0.66, "error": None, "perplexity": 24.0, "kl": None}
+        | {"half_width": None},
     ],
 }
 STRENGTHS = {
@@ -57,6 +59,7 @@ TILTS = _tilts(
     chosen=2,
 )
 ADDED_TILTS = _tilts(("none", 0.0, 0.6, 3.1), ("states", 1.0, 0.75, 5.2), chosen=1, penalty=2.0)
+LAST_TILTS = _tilts(*[(f"kind {place}", 1.0, 0.7, 5.5 + place) for place in range(3)], chosen=-1)
 CORRELATION = {"step": ITERATIONS, "by_token": {"tokens": [4, 8, 12, 13], "correlation": [0.1, 0.3, 0.5, 0.6]}}
 ALARM = {
     "code": "over_optimization",
@@ -78,7 +81,17 @@ def add_crowd(settings: Settings) -> str:
         for step in range(ITERATIONS + 1):
             session.add(_metrics(busy, step))
             session.flush()
-        last = [_samples(0), _samples(ITERATIONS), CORRELATION, TILTS, ADDED_TILTS, PRICES, STRENGTHS, ALARM]
+        last = [
+            _samples(0),
+            _samples(ITERATIONS),
+            CORRELATION,
+            TILTS,
+            ADDED_TILTS,
+            LAST_TILTS,
+            PRICES,
+            STRENGTHS,
+            ALARM,
+        ]
         for number, data in enumerate(last):
             level = "warn" if "code" in data else "info"
             session.add(

@@ -123,14 +123,24 @@ def test_older_jobs_and_all_events_are_reached(browser, crowded):
         ticks = page.evaluate("chartTexts.get(document.querySelector('[aria-label*=\"by token of\"] canvas'))")
         assert {"5", "6"} < {*ticks} and not {"4.5", "5.5"} & {*ticks}
         legend = page.get_by_role("region", name="Reward against KL").get_by_role("listitem")
-        expect(legend).to_have_text(["words", "bias", "temperature alone", "states, added", "temperature alone, added"])
+        first, second = ["words", "bias", "temperature alone"], ["states", "temperature alone"]
+        third = ["kind 0", "kind 1", "kind 2", "temperature alone"]
+        rounds = enumerate((first, second, third), 1)
+        expect(legend).to_have_text([f"{name}, round {number}" for number, names in rounds for name in names])
+        lines = page.locator("section[aria-labelledby=tilts] .legend i")
+        styles = lines.evaluate_all("lines => lines.map(line => getComputedStyle(line).borderTop)")
+        assert len({*styles}) == len(styles) and not any("rgb(0, 0, 0)" in style for style in styles)
         expect(page.get_by_role("region", name="Reward against KL")).to_contain_text(
             "Chosen: words at strength 2, temperature 0.50, and added to it states at strength 1, "
             "repetition penalty 2, temperature 0.50, reward 0.750 at 5.2 nats."
         )
         rows = page.get_by_role("region", name="Table of rewards by rows").get_by_role("row")
+        expect(rows.nth(0)).to_contain_text("95 % interval")
         expect(rows.nth(1)).to_contain_text("served")
+        expect(rows.nth(1)).to_contain_text("0.610\u00a0±\u00a00.07")
+        assert page.locator("section[aria-labelledby=prices] .interval").count() == 1  # none of a single prompt
         strengths = page.get_by_role("region", name="Table of rewards by strength").get_by_role("row")
+        expect(strengths.nth(0)).to_contain_text("± 2 standard errors")  # of an earlier version
         assert [strengths.nth(row).inner_text().split() for row in (1, 3)] == [
             ["0.25", "0.400", "±", "0.06", "21.5", "1.2", "0.10"],
             ["1", "0.610", "±", "0.06", "21.5", "3.1", "0.26"],
@@ -139,7 +149,9 @@ def test_older_jobs_and_all_events_are_reached(browser, crowded):
             "answers are much longer"
         )
         page.get_by_role("button", name="Show all").click()
-        expect(page.get_by_label("Events, newest first").get_by_role("listitem")).to_have_count(EVENTS + ITERATIONS + 9)
+        expect(page.get_by_label("Events, newest first").get_by_role("listitem")).to_have_count(
+            EVENTS + ITERATIONS + 10
+        )
         expect(page.get_by_text("the last iteration may exploit the training prompts")).to_be_visible()
         watch.assert_clean()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from urllib.parse import parse_qs, urlsplit
 
+import openai
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -15,6 +17,7 @@ from tests.iro_server.web.crowd import HOSTILE
 from tests.iro_server.web.test_accessibility import on_each_screen, violations
 
 ITEMS = 8
+NONE = "\N{EN DASH}"  # where there is no answer
 HOSTILE_EVAL = {
     "source": {"type": "file_content", "content": [{"item": {"q": HOSTILE}, "sample": {"output_text": HOSTILE}}]}
 }
@@ -168,6 +171,122 @@ def test_items_without_an_answer_are_marked_and_their_run_is_deleted(browser, ev
         expect(page.get_by_role("heading", level=1)).to_be_focused()
         watch.assert_clean()
     assert [run.result_counts.errored for run in evaluated.client.evals.runs.list(id).data] == [0]
+
+
+def stored_eval(client: openai.OpenAI) -> str:
+    """An eval whose name no other test looks for."""
+    id = new_eval(client, [SAYS_Z])
+    client.evals.update(id, name="stored")
+    return id
+
+
+def stored(answers: dict[str, str]) -> dict[str, object]:
+    """A run's source: items with stored answers."""
+    content = [{"item": {"q": q}, "sample": {"output_text": answer}} for q, answer in answers.items()]
+    return {"type": "jsonl", "source": {"type": "file_content", "content": content}}
+
+
+def test_answers_to_different_items_do_not_stand_beside_each_other(browser, evaluated):
+    id = stored_eval(evaluated.client)
+    other = run_eval(evaluated.client, id, stored({"2+2?": "z", "Zoo?": "z"}))
+    run_eval(evaluated.client, id, stored({"Zoo?": "no", "Capital of Italy?": "Rome"}))
+    with opened(browser, evaluated.address, f"/#/evals/{id}") as (page, watch):
+        page.get_by_label("Compared with").select_option(other.id)
+        expect(page.get_by_text("2 of 3 items are graded in one of the two runs only")).to_be_visible()
+        assert [row[:3] for row in items(page)] == [
+            ["Zoo?", "no", "z"],
+            ["2+2?", NONE, "z"],
+            ["Capital of Italy?", "Rome", NONE],
+        ]
+        page.get_by_label("Show").select_option("changed")
+        assert [row[0] for row in items(page)] == ["Zoo?"]
+        watch.assert_clean()
+
+
+@pytest.mark.slow(6)
+def test_items_beyond_the_first_thousand_are_counted_filtered_and_read(browser, evaluated):
+    runs = evaluated.client.evals.runs
+    run = runs.retrieve(evaluated.runs[0].id, eval_id=evaluated.eval).to_dict()
+    item = runs.output_items.list(run["id"], eval_id=evaluated.eval, limit=1).data[0].to_dict()
+    fields = ((i, "fail" if i >= 1005 else "pass") for i in range(1010))
+    graded = [
+        item | {"id": f"outputitem_{i}", "datasource_item_id": i, "datasource_item": {"q": f"q{i}"}, "status": status}
+        for i, status in fields
+    ]
+    counts = {"total": 1010, "passed": 1005, "failed": 5, "errored": 0}
+
+    def list_items(route):
+        query = parse_qs(urlsplit(route.request.url).query)
+        listed = [each for each in graded if each["status"] in query.get("status", ["pass", "fail"])]
+        ids = [each["id"] for each in listed]
+        start = ids.index(query["after"][0]) + 1 if "after" in query else 0
+        route.fulfill(json={"data": listed[start : start + 100], "has_more": start + 100 < len(listed)})
+
+    with opened(browser, evaluated.address, "/#/evals") as (page, watch):
+        listed = {"data": [run | {"result_counts": counts}], "has_more": False}
+        page.route("**/runs?*", lambda route: route.fulfill(json=listed))
+        page.route("**/output_items?*", list_items)
+        page.goto(f"{evaluated.address}/#/evals/{evaluated.eval}")
+        expect(page.get_by_text("the first 1,000 of 1,010 items")).to_be_visible()
+        page.get_by_label("Show").select_option("failures")
+        expect(page.get_by_text("5 items", exact=True)).to_be_visible()
+        assert [row[0] for row in items(page)] == [f"q{i}" for i in range(1005, 1010)]
+        page.get_by_label("Show").select_option("all")
+        expect(page.get_by_text("the first 1,000 of 1,010 items")).to_be_visible()
+        for _ in range(10):
+            page.get_by_role("button", name="More items").click()
+        expect(page.get_by_text("1010 items")).to_be_visible()
+        expect(page.get_by_role("region", name="Table of items").locator("tbody tr")).to_have_count(1010)
+        expect(page.get_by_role("button", name="More items")).to_have_count(0)
+        watch.assert_clean()
+
+
+def test_a_run_after_stored_answers_needs_a_prompt_and_a_file_may_hold_bare_items(browser, evaluated, tmp_path):
+    id = stored_eval(evaluated.client)
+    run_eval(evaluated.client, id, stored({"a": "z"}))
+    file = tmp_path / "items.data"  # which is not put into the text field
+    with opened(browser, evaluated.address, f"/#/evals/{id}/new") as (page, watch):
+        page.get_by_role("button", name="Start the run").click()
+        expect(page.get_by_role("alert")).to_contain_text("write what the model is asked")
+        page.get_by_label("Prompt").fill("say {{item.q}}")
+        page.get_by_label("Items", exact=True).select_option("new ones")
+        page.get_by_label("Prompt").fill("say {{item.q}}")
+        for text, message in {"{}\nno": "Line 2 is not valid JSON", "caf\u00e9": "is not UTF-8"}.items():
+            file.write_text(text, encoding="latin-1")
+            page.get_by_label("Choose a file").set_input_files(file)
+            page.get_by_role("button", name="Start the run").click()
+            expect(page.get_by_role("alert")).to_contain_text(message)
+        file.write_text('{"q": "a"}\n{"item": {"q": "b"}}\n')
+        page.get_by_label("Choose a file").set_input_files(file)
+        page.get_by_role("button", name="Start the run").click()
+        expect(page.get_by_text("2 items")).to_be_visible()
+        assert [row[0] for row in items(page)] == ["a", "b"]
+        watch.assert_clean()
+
+
+def test_more_evals_and_runs_than_one_call_lists_are_read(browser, evaluated):
+    def listed(rows):
+        def answer(route):
+            after = route.request.url.partition("after=")[2]
+            rest = rows[100:] if after else rows[:100]
+            route.fulfill(json={"data": rest, "has_more": not after})
+
+        return answer
+
+    run = evaluated.client.evals.runs.retrieve(evaluated.runs[0].id, eval_id=evaluated.eval).to_dict()
+    evaluation = evaluated.client.evals.retrieve(evaluated.eval).to_dict()
+    with opened(browser, evaluated.address, "/#/jobs") as (page, watch):
+        page.route("**/v1/evals?*", listed([evaluation | {"id": f"eval_{i}", "name": f"n{i}"} for i in range(105)]))
+        page.route("**/runs?*", listed([run | {"id": f"evalrun_{i}"} for i in range(105)]))
+        page.route("**/output_items?*", lambda route: route.fulfill(json={"data": [], "has_more": False}))
+        page.get_by_role("link", name="Evals").click()
+        page.get_by_role("button", name="More evals").click()
+        expect(page.get_by_role("link", name="n104")).to_be_visible()
+        expect(page.get_by_role("button", name="More evals")).to_have_count(0)
+        page.goto(f"{evaluated.address}/#/evals/{evaluated.eval}")
+        page.get_by_role("button", name="More runs").click()
+        expect(page.get_by_role("region", name="Table of runs").get_by_role("row")).to_have_count(106)
+        watch.assert_clean()
 
 
 def test_a_run_under_way_is_cancelled(browser, evaluated):

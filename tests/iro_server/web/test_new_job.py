@@ -8,9 +8,14 @@ import re
 import pytest
 from playwright.sync_api import expect
 
+from iro_server.graders.similarity import METRICS
 from tests.iro_server.web.conftest import opened
 
 ROW = '{"prompt": "say z"}'
+CALL = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+RESULT = {"role": "tool", "tool_call_id": "c", "content": "rain"}
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 WRONG = {
     "not JSON": '{"prompt": "say z"',
     "blank": "",
@@ -22,7 +27,13 @@ WRONG = {
     "a role": '{"messages": [{"role": "robot", "content": "b"}]}',
     "no content": '{"messages": [{"role": "user"}]}',
     "ends with an answer": '{"messages": [{"role": "assistant", "content": "b"}]}',
+    "a part of another kind": '{"messages": [{"role": "user", "content": [{"type": "image_url", "text": "b"}]}]}',
+    "a user's call": json.dumps({"messages": [CALLING | {"role": "user"}]}),
+    "a call without arguments": json.dumps({"messages": [CALLING | {"tool_calls": [{"id": "c"}]}, RESULT]}),
+    "a result of no call": '{"messages": [{"role": "tool", "content": "rain"}]}',
+    "a tool without a name": json.dumps({"prompt": "a", "tools": [{"type": "function", "function": {}}]}),
 }
+TOOL_ROW = json.dumps({"messages": [{"role": "user", "content": "rain?"}, CALLING, RESULT], "tools": [WEATHER]})
 
 
 @pytest.mark.parametrize("line", WRONG.values(), ids=WRONG)
@@ -36,6 +47,44 @@ def test_the_page_refuses_the_lines_that_the_server_refuses(page_of_new_job, ser
         "/v1/files", data={"purpose": "fine-tune"}, files={"file": ("rows.jsonl", f"{ROW}\n{line}\n{ROW}\n")}
     )
     assert answer.status_code == 400 and "line 2" in answer.json()["error"]["message"]
+
+
+def test_rows_with_calls_of_tools_are_valid_and_a_call_of_the_model_is_not_graded(page_of_new_job, served):
+    page = page_of_new_job
+    page.get_by_label("Training rows").fill(TOOL_ROW)
+    expect(page.get_by_text("1 row, all valid")).to_be_visible()
+    expect(page.get_by_role("button", name="Start the job")).to_be_enabled()
+    body = {"purpose": "fine-tune"}
+    assert served.http.post("/v1/files", data=body, files={"file": ("rows.jsonl", TOOL_ROW + "\n")}).status_code == 200
+    delta = {"tool_calls": [{"index": 0, **CALL}]}
+    chunk = json.dumps({"choices": [{"delta": delta, "finish_reason": "tool_calls"}]})
+    events = f"data: {chunk}\n\ndata: [DONE]\n\n"
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=events, content_type="text/event-stream"))
+    with page.expect_request("**/v1/chat/completions") as request:
+        page.get_by_role("button", name="Have the frozen model write one").click()
+    assert request.value.post_data_json["tools"] == [WEATHER]
+    expect(page.get_by_role("alert")).to_contain_text('The model calls weather({"city": "Rome"})')
+    page.unroute("**/v1/chat/completions")
+
+
+def test_a_file_that_is_not_utf_8_is_refused(page_of_new_job, tmp_path):
+    page, file = page_of_new_job, tmp_path / "latin.jsonl"
+    page.get_by_label("Training rows").fill(ROW)
+    for encoding, message in {"latin-1": "is not UTF-8: save", "utf-16": "(it looks like UTF-16)"}.items():
+        file.write_bytes('{"prompt": "caf\u00e9"}\n'.encode(encoding))
+        page.get_by_label("Choose a file").set_input_files(file)
+        expect(page.get_by_role("alert").filter(has_text="latin.jsonl")).to_contain_text(message)
+    expect(page.get_by_label("Training rows")).to_have_value(ROW)
+    file.write_text('{"prompt": "caf\u00e9"}\n')
+    page.get_by_label("Choose a file").set_input_files(file)
+    expect(page.get_by_text("latin.jsonl")).to_have_count(0)
+    expect(page.get_by_label("Training rows")).to_have_value('{"prompt": "caf\u00e9"}\n')
+
+
+def test_the_form_has_every_measure_of_similarity(page_of_new_job):
+    page = page_of_new_job
+    page.get_by_label("Kind of grader").select_option("text_similarity")
+    assert set(page.get_by_label("Measure").locator("option").all_inner_texts()) == {*METRICS, "cosine"}
 
 
 @pytest.fixture(scope="module")

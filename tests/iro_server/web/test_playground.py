@@ -151,6 +151,83 @@ def test_content_in_parts_is_shown_and_sent_as_its_text(browser, served):
         watch.assert_clean()
 
 
+CALL = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+
+
+def streamed(*deltas: dict[str, object], ended: bool = True) -> str:
+    chunks = [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+    return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + ("data: [DONE]\n\n" if ended else "")
+
+
+def answered(route, events: str) -> None:
+    route.fulfill(body=events, content_type="text/event-stream")
+
+
+def test_tools_are_sent_and_an_answer_that_calls_one_is_shown_and_not_graded(browser, served):
+    calling = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    result = {"role": "tool", "tool_call_id": "c", "content": "rain"}
+    row = {"messages": [{"role": "user", "content": "rain?"}, calling, result], "tools": [WEATHER]}
+    parts = [{"index": 0, "function": {"arguments": part}} for part in ('{"city":', ' "Oslo"}')]
+    begun = {"index": 0, "id": "d", "type": "function", "function": {"name": "weather", "arguments": ""}}
+    events = streamed({"content": "Look: "}, *({"tool_calls": [part]} for part in (begun, *parts)))
+    bodies = []
+    with opened(browser, served.address, "/#/new") as (page, watch):
+        page.route("**/v1/files/*/content", lambda route: route.fulfill(body=json.dumps(row)))
+        page.route("**/v1/chat/completions", lambda route: answered(route, events))
+        page.on("request", lambda request: bodies.append(request.post_data_json) if request.method == "POST" else None)
+        page.goto(f"{served.address}/#/playground")
+        expect(page.get_by_label("Prompt, the result of a tool")).to_have_value("rain")
+        page.get_by_text("2 messages before it").click()
+        expect(page.get_by_text('assistant: calls weather({"city": "Rome"})')).to_be_visible()
+        page.get_by_role("button", name="Generate").click()
+        expect(page.get_by_text("not graded: the answer calls a function")).to_have_count(3)
+        answers = page.get_by_role("region", name="Answer").all_inner_texts()
+        assert answers == ['Look: \ncalls weather({"city": "Oslo"})'] * 3
+        assert [{name: body[name] for name in row} for body in bodies] == [row] * 3
+        page.get_by_role("button", name="Leave them out").click()
+        expect(page.get_by_text("The model may call")).to_have_count(0)
+        watch.assert_clean()
+
+
+def test_an_answer_that_breaks_off_is_marked_and_one_whose_grading_stops_is_not(browser, served):
+    graded = []
+    with opened(browser, served.address, "/#/playground") as (page, _):
+        page.route("**/graders/run", lambda route: graded.append(route))  # never answers
+        page.route("**/v1/chat/completions", lambda route: answered(route, streamed({"content": "half"}, ended=False)))
+        page.get_by_label("Prompt").fill("say z")
+        page.get_by_role("button", name="Generate").click()
+        expect(page.get_by_role("alert").filter(has_text="The answer broke off")).to_have_count(3)
+        assert page.get_by_role("region", name="Answer").all_inner_texts() == ["half"] * 3 and graded == []
+        page.route("**/v1/chat/completions", lambda route: answered(route, streamed({"content": "whole"})))
+        with page.expect_request("**/graders/run"):
+            page.get_by_role("button", name="Generate").click()
+        expect(page.get_by_text("whole")).to_have_count(3)
+        page.get_by_role("button", name="Stop").click()
+        expect(page.get_by_text("not graded: stopped")).to_have_count(3)
+        expect(page.get_by_text("(stopped)")).to_have_count(0)
+
+
+def test_the_highest_reward_is_of_the_columns_that_are_shown(browser, served):
+    rewards = iter((1, 2, 3))
+
+    def grade(route):
+        route.fulfill(json={"reward": next(rewards), "sub_rewards": {}, "iro": {"error": None}})
+
+    with opened(browser, served.address, "/#/playground") as (page, _):
+        page.route("**/graders/run", grade)
+        page.route("**/v1/chat/completions", lambda route: answered(route, streamed({"content": "whole"})))
+        page.get_by_label("Prompt").fill("say z")
+        page.get_by_role("button", name="Generate").click()
+        expect(page.locator(".reward b")).to_have_count(3)
+        columns = page.get_by_role("region", name="Column")
+        highest = columns.filter(has_text="the highest here")
+        expect(highest).to_contain_text("reward 3.000")
+        highest.get_by_role("button", name="Remove column").click()
+        expect(columns).to_have_count(2)
+        expect(highest).to_contain_text("reward 2.000")
+
+
 def test_a_prompt_and_its_answers_stay_and_are_said_to_be_of_an_earlier_prompt(browser, served):
     bodies = []
     with opened(browser, served.address, "/#/playground") as (page, watch):

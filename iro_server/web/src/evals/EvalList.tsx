@@ -1,13 +1,19 @@
 // All evals, newest first.
 
+import { useState } from "preact/hooks";
 import { date } from "../format";
 import { usePolled } from "../hooks";
 import { Problem } from "../parts";
 import { address } from "../router";
-import { listEvals } from "./api";
+import { PAGE, listEvals } from "./api";
 
 export function EvalList() {
-  const { value, error, again } = usePolled((signal) => listEvals(null, signal), null, "evals");
+  const [most, setMost] = useState(PAGE);
+  const { value, error, again } = usePolled((signal) => listEvals(most, signal), null, "evals");
+  const readMore = () => {
+    setMost(most + PAGE);
+    again();
+  };
   return (
     <section>
       <div class="title">
@@ -61,7 +67,7 @@ export function EvalList() {
           </table>
         </div>
       )}
-      {value?.has_more && <p class="faint">Only the newest are shown.</p>}
+      {value?.has_more && <button onClick={readMore}>More evals</button>}
     </section>
   );
 }

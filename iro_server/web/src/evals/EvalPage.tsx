@@ -7,19 +7,20 @@ import { ConfirmedButton, Field, Problem, focusHeading } from "../parts";
 import { address } from "../router";
 import { Items } from "./Items";
 import type { EvalRun } from "./api";
-import { cancelRun, deleteRun, getEval, listRuns, thresholdOf } from "./api";
+import { PAGE, cancelRun, deleteRun, getEval, listRuns, thresholdOf } from "./api";
 
 const EVERY = 2000; // milliseconds
 const RUNNING: readonly string[] = ["queued", "in_progress"];
 
 export function EvalPage({ id, base }: { id: string; base: string }) {
   const [open, setOpen] = useState(true);
+  const [most, setMost] = useState(PAGE); // runs
   const [picked, setPicked] = useState<{ run?: string; other?: string }>({});
   const { value, error, again } = usePolled(
     async (signal) => {
-      const [evaluation, runs] = await Promise.all([getEval(id, signal), listRuns(id, signal)]);
+      const [evaluation, runs] = await Promise.all([getEval(id, signal), listRuns(id, most, signal)]);
       setOpen(runs.data.some(isOpen));
-      return { evaluation, runs: runs.data };
+      return { evaluation, runs: runs.data, hasMore: runs.has_more };
     },
     open ? EVERY : null,
     id,
@@ -36,7 +37,11 @@ export function EvalPage({ id, base }: { id: string; base: string }) {
     again();
   };
   if (!value) return error ? <Problem error={error} again={again} /> : <p class="faint">Loading …</p>;
-  const { evaluation, runs } = value;
+  const { evaluation, runs, hasMore } = value;
+  const readMore = () => {
+    setMost(most + PAGE);
+    again();
+  };
   const run = runs.find((each) => each.id === picked.run) ?? runs[0];
   const other = runs.find((each) => each.id === picked.other && each !== run);
   return (
@@ -62,6 +67,7 @@ export function EvalPage({ id, base }: { id: string; base: string }) {
             thresholds={evaluation.testing_criteria.map(thresholdOf)}
             onAct={(action, run) => void act(action, run)}
           />
+          {hasMore && <button onClick={readMore}>More runs</button>}
           <div class="pair">
             <RunSelect
               id="run"
@@ -81,7 +87,7 @@ export function EvalPage({ id, base }: { id: string; base: string }) {
               onChange={(next) => setPicked({ run: run.id, other: next })}
             />
           </div>
-          <Items key={`${run.id} ${other?.id}`} id={id} run={run} other={other} />
+          <Items key={`${run.id} ${other?.id}`} run={run} other={other} />
         </>
       )}
     </section>

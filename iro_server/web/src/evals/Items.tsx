@@ -1,31 +1,49 @@
 // Items by criteria: of one run, or of two whose scores and answers stand side by side.
 
-import { useState } from "preact/hooks";
-import { number } from "../format";
+import { useMemo, useState } from "preact/hooks";
+import { count, number } from "../format";
 import { usePolled } from "../hooks";
 import { Problem } from "../parts";
+import { sortedJson } from "../new/json";
 import type { EvalRun, OutputItem } from "./api";
 import { listItems } from "./api";
 
 const SHOWN = 100; // rows at once
+const READ = 1000; // items of a run at once
 const FILTERS = { all: "all items", failures: "failures", changed: "items whose result differs" };
 type Filter = keyof typeof FILTERS;
 
 interface Row {
-  position: number;
   items: (OutputItem | undefined)[]; // of the run, and of the other
 }
 
-export function Items({ id, run, other }: { id: string; run: EvalRun; other: EvalRun | undefined }) {
+export function Items({ run, other }: { run: EvalRun; other: EvalRun | undefined }) {
   const [filter, setFilter] = useState<Filter>("all");
   const [limit, setLimit] = useState(SHOWN);
-  const graded = [run, other].map((each) => each && Object.values(each.result_counts).join()).join(" ");
+  const [most, setMost] = useState(READ);
+  const failed = run.result_counts.failed + run.result_counts.errored;
+  const graded = run.result_counts.passed + failed;
+  // of two runs all items are read: the other's answer to a failure may have passed
+  const which = filter === "failures" && !other && graded > READ ? "failed" : "graded";
+  const counts = [run, other].map((each) => each && Object.values(each.result_counts).join()).join(" ");
   const { value, error, again } = usePolled(
-    (signal) => Promise.all([run, other].map((each) => (each ? listItems(id, each.id, signal) : []))),
+    (signal) => Promise.all((other ? [run, other] : [run]).map((each) => listItems(each, which, most, signal))),
     null,
-    `${run.id} ${other?.id} ${graded}`,
+    `${run.id} ${other?.id} ${which}`,
+    counts,
   );
-  const rows = rowsOf(value ?? []).filter((row) => passes(row, filter));
+  const joined = useMemo(() => rowsOf((value ?? []).map(({ data }) => data)), [value]);
+  const rows = joined.filter((row) => passes(row, filter));
+  const read = Math.max(...(value ?? []).map(({ data }) => data.length));
+  const hasUnread = (value ?? []).some(({ has_more }) => has_more);
+  const isReading = hasUnread && read < most;
+  const showMore = () => {
+    setLimit(limit + SHOWN);
+    if (rows.length > limit) return;
+    setMost(most + READ);
+    again();
+  };
+  const total = which === "failed" ? failed : graded;
   const criteria = run.per_testing_criteria_results.map(({ testing_criteria }) => testing_criteria);
   const filters = (Object.keys(FILTERS) as Filter[]).filter((name) => other || name !== "changed");
   return (
@@ -41,10 +59,11 @@ export function Items({ id, run, other }: { id: string; run: EvalRun; other: Eva
           </select>
         </label>
         <span class="faint" role="status">
-          {value ? `${rows.length} ${rows.length === 1 ? "item" : "items"}` : error ? "" : "Loading …"}
+          {value ? countText(rows.length, hasUnread, other ? null : total, read) : error ? "" : "Loading …"}
         </span>
       </div>
       {error && <Problem error={error} again={again} />}
+      {other && value && !hasUnread && <Unmatched rows={joined} />}
       {rows.length > 0 && (
         <div class="scroll" tabIndex={0} role="region" aria-label="Table of items">
           <table class="items">
@@ -62,32 +81,58 @@ export function Items({ id, run, other }: { id: string; run: EvalRun; other: Eva
             </thead>
             <tbody>
               {rows.slice(0, limit).map((row) => (
-                <ItemRow key={row.position} row={row} criteria={criteria.length} compared={other !== undefined} />
+                <ItemRow key={firstOf(row).id} row={row} criteria={criteria.length} compared={other !== undefined} />
               ))}
             </tbody>
           </table>
         </div>
       )}
-      {rows.length > limit && <button onClick={() => setLimit(limit + SHOWN)}>More items</button>}
+      {(rows.length > limit || hasUnread) && (
+        <button disabled={isReading} onClick={showMore}>
+          More items
+        </button>
+      )}
     </section>
   );
 }
 
-function rowsOf(runs: OutputItem[][]): Row[] {
-  const rows = new Map<number, Row>();
-  runs.forEach((items, place) => {
-    for (const item of items) {
-      const position = item.datasource_item_id;
-      if (!rows.has(position)) rows.set(position, { position, items: [] });
-      rows.get(position)!.items[place] = item;
-    }
-  });
-  return [...rows.values()].sort((a, b) => a.position - b.position);
+/** `total`: of the run; null where two runs are compared. `read`: items of each run. */
+function countText(rows: number, hasUnread: boolean, total: number | null, read: number): string {
+  const items = rows === 1 ? "1 item" : `${rows} items`;
+  if (!hasUnread) return items;
+  if (total === null) return `${items}, of the first ${count(read)} of each run`;
+  return `the first ${count(rows)} of ${count(total)} items`;
+}
+
+/** Items with the same content side by side; an item of one run alone has a row of its own. */
+function rowsOf([items = [], others = []]: OutputItem[][]): Row[] {
+  const unmatched = new Map<string, OutputItem[]>();
+  for (const other of others) {
+    const content = sortedJson(other.datasource_item);
+    unmatched.set(content, unmatched.get(content) ?? []);
+    unmatched.get(content)!.push(other);
+  }
+  const rows: Row[] = items.map((item) => ({ items: [item, unmatched.get(sortedJson(item.datasource_item))?.shift()] }));
+  const rest = [...unmatched.values()].flat().map((other) => ({ items: [undefined, other] }));
+  return [...rows, ...rest].sort((a, b) => firstOf(a).datasource_item_id - firstOf(b).datasource_item_id);
+}
+
+const firstOf = ({ items: [item, other] }: Row): OutputItem => (item ?? other)!;
+
+/** Says how many items have no answer to compare. */
+function Unmatched({ rows }: { rows: Row[] }) {
+  const unmatched = rows.filter(({ items: [item, other] }) => !item || !other).length;
+  if (unmatched === 0) return null;
+  return (
+    <p class="bad small text">
+      {unmatched} of {rows.length} items are graded in one of the two runs only: there is no other answer to compare.
+    </p>
+  );
 }
 
 function passes({ items: [item, other] }: Row, filter: Filter): boolean {
   if (filter === "failures") return [item, other].some((each) => each && each.status !== "pass");
-  return filter === "all" || item?.status !== other?.status;
+  return filter === "all" || (item !== undefined && other !== undefined && item.status !== other.status);
 }
 
 function ItemRow({ row, criteria, compared }: { row: Row; criteria: number; compared: boolean }) {
@@ -95,7 +140,7 @@ function ItemRow({ row, criteria, compared }: { row: Row; criteria: number; comp
   return (
     <tr>
       <td>
-        <Text text={itemText((item ?? other)!)} />
+        <Text text={itemText(firstOf(row))} />
       </td>
       <td>
         <Answer item={item} />

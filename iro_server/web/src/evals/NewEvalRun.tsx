@@ -8,13 +8,13 @@ import { address } from "../router";
 import { useChecked } from "../new/RowsEditor";
 import { checkedItem } from "../new/rows";
 import type { Eval, EvalRun } from "./api";
-import { createRun, getEval, listRuns } from "./api";
+import { PAGE, createRun, getEval, listRuns } from "./api";
 import { RunFields, emptyDraft, hasItems, promptOf, requestOf } from "./RunFields";
 
 export function NewEvalRun({ id, base }: { id: string; base: string }) {
   const { value, error, again } = usePolled(
     async (signal) => {
-      const [evaluation, runs] = await Promise.all([getEval(id, signal), listRuns(id, signal)]);
+      const [evaluation, runs] = await Promise.all([getEval(id, signal), listRuns(id, PAGE, signal)]);
       return { evaluation, runs: runs.data };
     },
     null,

@@ -7,8 +7,9 @@ import { MissingFields } from "../new/MissingFields";
 import { RowsEditor } from "../new/RowsEditor";
 import type { RowsSource } from "../new/RowsEditor";
 import type { Checked, Row } from "../new/rows";
-import { itemLines, missingFields } from "../new/rows";
+import { itemLines, missingFields, utf8Text } from "../new/rows";
 import type { DataSource, EvalRun, InputMessages } from "./api";
+import { PAGE, listItems } from "./api";
 
 export interface RunDraft {
   name: string;
@@ -36,6 +37,7 @@ export const emptyDraft = (model: string): RunDraft => ({
 });
 
 const ITEM_MESSAGES: InputMessages = { type: "item_reference", item_reference: "item.messages" };
+const COMPLETION_MESSAGES: InputMessages = { type: "item_reference", item_reference: "item.input" };
 
 export function RunFields({ draft, runs, checked, onChange }: Props) {
   const models = usePolled(listModels, null, "models");
@@ -94,7 +96,12 @@ export function RunFields({ draft, runs, checked, onChange }: Props) {
             onInput={(event) => onChange({ maxTokens: event.currentTarget.value })}
           />
         </Field>
-        <Prompt draft={draft} rows={draft.like ? [] : checked.rows} onChange={onChange} />
+        <Prompt
+          draft={draft}
+          like={runs.find((run) => run.id === draft.like)}
+          rows={draft.like ? [] : checked.rows}
+          onChange={onChange}
+        />
       </div>
     </>
   );
@@ -116,10 +123,15 @@ function Source({ draft, runs, onChange }: Omit<Props, "checked">) {
   );
 }
 
-function Prompt({ draft, rows, onChange }: { draft: RunDraft; rows: Row[]; onChange: Props["onChange"] }) {
+interface PromptProps extends Pick<Props, "draft" | "onChange"> {
+  like: EvalRun | undefined;
+  rows: Row[];
+}
+
+function Prompt({ draft, like, rows, onChange }: PromptProps) {
   const names = fieldNames(rows);
   const fields = names.length > 0 ? `: ${names.map((name) => `{{item.${name}}}`).join(", ")}` : " as {{item.name}}";
-  const otherwise = draft.like ? "as the earlier run asks" : "the item's own messages";
+  const otherwise = like?.data_source.input_messages ? "as the earlier run asks" : "the item's own messages";
   return (
     <Field id="prompt" label="Prompt" hint={`What the model is asked, with fields of the item${fields}. Empty: ${otherwise}.`}>
       <textarea
@@ -156,13 +168,21 @@ function checkPrompt(prompt: string, rows: Row[]): void {
   if (missing) throw new Error(`Prompt: no item has the field ${missing.name}.`);
 }
 
+/** What the model is asked. Throws Error where that is the items' own messages, and they have none. */
+async function messagesOf(draft: RunDraft, rows: Row[], like: EvalRun | undefined): Promise<InputMessages> {
+  if (draft.prompt.trim()) return { type: "template", template: [{ role: "user", content: draft.prompt }] };
+  if (like?.data_source.input_messages) return like.data_source.input_messages;
+  if (like?.data_source.source.type === "stored_completions") return COMPLETION_MESSAGES;
+  const items = like ? (await listItems(like, "graded", PAGE)).data.map((item) => item.datasource_item) : rows;
+  const isUnknown = like !== undefined && items.length === 0; // a run that graded nothing
+  if (isUnknown || items.some(({ messages }) => messages === undefined))
+    throw new Error("Prompt: write what the model is asked; there are items without messages of their own.");
+  return ITEM_MESSAGES;
+}
+
 /** The run's request, once its new items are uploaded. Throws Error with what to change. */
 export async function requestOf(draft: RunDraft, { rows }: Checked, like: EvalRun | undefined) {
-  const input_messages: InputMessages = draft.prompt.trim()
-    ? { type: "template", template: [{ role: "user", content: draft.prompt }] }
-    : (like?.data_source.input_messages ?? ITEM_MESSAGES);
-  if (!like && input_messages === ITEM_MESSAGES && rows.some(({ messages }) => messages === undefined))
-    throw new Error("Prompt: write what the model is asked; there are items without messages of their own.");
+  const input_messages = await messagesOf(draft, rows, like);
   if (!like) checkPrompt(draft.prompt, rows);
   const limit = draft.maxTokens ? { max_completion_tokens: Number(draft.maxTokens) } : {};
   const data_source: DataSource = {
@@ -175,5 +195,11 @@ export async function requestOf(draft: RunDraft, { rows }: Checked, like: EvalRu
   return { name: draft.name.trim() || undefined, data_source };
 }
 
-const uploadItems = ({ text, file }: RowsSource): Promise<string> =>
-  uploadFile(file ?? new Blob([itemLines(text)]), file?.name ?? "items.jsonl", "evals");
+const TABLE = /\.(csv|parquet)$/i; // which the server reads
+const REWRITTEN = 256_000_000; // bytes; a larger file is not read here
+
+async function uploadItems({ text, file }: RowsSource): Promise<string> {
+  if (file && (TABLE.test(file.name) || file.size > REWRITTEN)) return uploadFile(file, file.name, "evals");
+  const lines = itemLines(file ? await utf8Text(file) : text);
+  return uploadFile(new Blob([lines]), file?.name ?? "items.jsonl", "evals");
+}

@@ -26,6 +26,7 @@ export interface DataSource {
 
 export interface EvalRun {
   id: string;
+  eval_id: string;
   created_at: number;
   name: string;
   status: "queued" | "in_progress" | "completed" | "canceled" | "failed";
@@ -47,11 +48,24 @@ export interface OutputItem {
 
 const path = (id: string): string => `/evals/${encodeURIComponent(id)}`;
 
-export const listEvals = (after: string | null, signal?: AbortSignal) =>
-  get<Page<Eval>>(`/evals?limit=100&order=desc${after ? `&after=${encodeURIComponent(after)}` : ""}`, signal);
+export const PAGE = 100; // rows of a list that one call gives
+
+/** The first rows of the list at `url`, which has a query: `most` of them, in whole pages. */
+async function firstRows<Row extends { id: string }>(url: string, most: number, signal?: AbortSignal) {
+  const rows: Row[] = [];
+  for (;;) {
+    const after = rows.length ? `&after=${encodeURIComponent(rows.at(-1)!.id)}` : "";
+    const { data, has_more } = await get<Page<Row>>(`${url}&limit=${PAGE}${after}`, signal);
+    rows.push(...data);
+    if (!has_more || rows.length >= most) return { data: rows, has_more } satisfies Page<Row>;
+  }
+}
+
+/** The newest first, as runs are. */
+export const listEvals = (most: number, signal?: AbortSignal) => firstRows<Eval>("/evals?order=desc", most, signal);
 export const getEval = (id: string, signal?: AbortSignal) => get<Eval>(path(id), signal);
-export const listRuns = (id: string, signal?: AbortSignal) =>
-  get<Page<EvalRun>>(`${path(id)}/runs?limit=100&order=desc`, signal);
+export const listRuns = (id: string, most: number, signal?: AbortSignal) =>
+  firstRows<EvalRun>(`${path(id)}/runs?order=desc`, most, signal);
 export const createEval = (body: unknown) => post<Eval>("/evals", body);
 export const deleteEval = (id: string) => call(path(id), { method: "DELETE" });
 export const createRun = (id: string, body: unknown) => post<EvalRun>(`${path(id)}/runs`, body);
@@ -66,17 +80,8 @@ export function thresholdOf({ pass_threshold, range }: Eval["testing_criteria"][
   return (pass_threshold as number | undefined) ?? (low + high) / 2;
 }
 
-const PAGES = 10; // of a hundred items
-
-/** The run's graded items, the first thousand of them. */
-export async function listItems(id: string, run: string, signal?: AbortSignal): Promise<OutputItem[]> {
-  const items: OutputItem[] = [];
-  for (let page = 0; page < PAGES; page++) {
-    const after = items.length ? `&after=${encodeURIComponent(items.at(-1)!.id)}` : "";
-    const url = `${runPath(id, run)}/output_items?limit=100${after}`;
-    const { data, has_more } = await get<Page<OutputItem>>(url, signal);
-    items.push(...data);
-    if (!has_more) break;
-  }
-  return items;
+/** The graded items of a run, or those of them that did not pass. */
+export function listItems(run: EvalRun, which: "graded" | "failed", most: number, signal?: AbortSignal) {
+  const url = `${runPath(run.eval_id, run.id)}/output_items?order=asc${which === "failed" ? "&status=fail" : ""}`;
+  return firstRows<OutputItem>(url, most, signal);
 }

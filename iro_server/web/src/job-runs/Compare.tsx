@@ -1,13 +1,13 @@
 // Several runs: one metric of all on one chart, and the fields of their configs that differ.
 
-import { useState } from "preact/hooks";
+import { useRef, useState } from "preact/hooks";
 import { usePolled } from "../hooks";
 import { Problem } from "../parts";
 import { address } from "../router";
-import type { JobRun } from "./api";
-import { allMetrics, getRun, isOpen, titleOf } from "./api";
+import type { JobRun, RunMetrics } from "./api";
+import { getRun, isOpen, readMetrics, titleOf } from "./api";
 import { Curves } from "./Curves";
-import { flatten, shown } from "./metrics";
+import { shown } from "./metrics";
 
 const EVERY = 3000; // milliseconds
 const MOST = 8; // runs
@@ -15,9 +15,11 @@ const MOST = 8; // runs
 export function Compare({ query }: { query: URLSearchParams }) {
   const ids = (query.get("ids") ?? "").split(",").filter(Boolean).slice(0, MOST);
   const [open, setOpen] = useState(true);
+  const last = useRef(new Map<string, RunMetrics>());
   const read = async (id: string, signal: AbortSignal) => {
-    const [run, rows] = await Promise.all([getRun(id, signal), allMetrics(id, signal)]);
-    return { run, rows: rows.map((row) => flatten(row)) };
+    const metrics = await readMetrics(await getRun(id, signal), last.current.get(id), signal);
+    last.current.set(id, metrics);
+    return metrics;
   };
   const { value, error, again } = usePolled(
     async (signal) => {

@@ -1,9 +1,9 @@
 // One metric of one or several runs on one chart, as it grows, with the chart and the numbers to download.
 
 import { useRef, useState } from "preact/hooks";
-import { Chart } from "../Chart";
+import { COLOURS, Chart } from "../Chart";
 import { Fact } from "../parts";
-import { CURVES, csv, png, save } from "./download";
+import { csv, png, save } from "./download";
 import type { Flat } from "./metrics";
 import { aligned, defaultX, numericNames, seriesOf, shown } from "./metrics";
 
@@ -29,7 +29,7 @@ export function Curves({ runs, empty }: { runs: Labelled[]; empty: string }) {
       points,
     })),
   );
-  const series = all.slice(0, CURVES);
+  const series = all.slice(0, COLOURS);
   const chart = aligned(series);
   const saveTable = () => {
     const table = chart.x.map((value, i) => ({

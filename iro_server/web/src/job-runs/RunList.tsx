@@ -1,8 +1,9 @@
-// Runs of batch jobs, newest first; several are chosen to be compared.
+// Runs of batch jobs, newest first: the newest hundred are read anew, older ones as they are asked for. Several are
+// chosen to be compared.
 
 import { useState } from "preact/hooks";
 import { date, duration } from "../format";
-import { usePolled } from "../hooks";
+import { useNewest } from "../hooks";
 import { Badge, Problem } from "../parts";
 import { address } from "../router";
 import type { JobRun } from "./api";
@@ -11,9 +12,9 @@ import { isOpen, listRuns, titleOf } from "./api";
 const EVERY = 2000; // milliseconds
 
 export function RunList() {
-  const { value, error, again } = usePolled((signal) => listRuns(null, signal), EVERY, "runs");
+  const { rows, hasMore, error, again, showOlder, olderError } = useNewest(listRuns, EVERY, "runs");
   const [chosen, setChosen] = useState<string[]>([]);
-  const runs = value?.data ?? [];
+  const runs = rows ?? [];
   const toggle = (id: string) =>
     setChosen(chosen.includes(id) ? chosen.filter((other) => other !== id) : [...chosen, id]);
   return (
@@ -32,8 +33,8 @@ export function RunList() {
         </span>
       </div>
       {error && <Problem error={error} again={again} />}
-      {!value && !error && <p class="faint">Loading …</p>}
-      {value && runs.length === 0 && (
+      {!rows && !error && <p class="faint">Loading …</p>}
+      {rows?.length === 0 && (
         <div class="card empty">
           <h2>No runs yet</h2>
           <p>
@@ -89,7 +90,8 @@ export function RunList() {
         </div>
       )}
       {runs.length > 0 && chosen.length < 2 && <p class="faint small">Choose two runs or more to compare them.</p>}
-      {value?.has_more && <p class="faint small">The newest {runs.length} runs; the API lists older ones.</p>}
+      {hasMore && <button onClick={() => void showOlder()}>Older runs</button>}
+      {olderError && <Problem error={olderError} />}
     </section>
   );
 }

@@ -1,16 +1,15 @@
 // One run of a batch job: how far it is, its metrics, figures, checks and config.
 
-import { useState } from "preact/hooks";
+import { useRef, useState } from "preact/hooks";
 import { date } from "../format";
 import { usePolled } from "../hooks";
 import { Badge, ConfirmedButton, Fact, Problem, focusHeading } from "../parts";
 import { address } from "../router";
-import type { Check, JobRun } from "./api";
-import { allMetrics, cancelRun, deleteRun, figureUrl, getChecks, getRun, isOpen, titleOf } from "./api";
+import type { Check, JobRun, RunMetrics } from "./api";
+import { cancelRun, deleteRun, figureUrl, getChecks, getRun, isOpen, readMetrics, titleOf } from "./api";
 import { Curves } from "./Curves";
 import { csv, save } from "./download";
-import type { Flat } from "./metrics";
-import { flatten, shown } from "./metrics";
+import { shown } from "./metrics";
 import { timeOf } from "./RunList";
 
 const EVERY = 1500; // milliseconds
@@ -123,13 +122,14 @@ function Head({ run, again }: { run: JobRun; again: () => void }) {
 }
 
 function Metrics({ run }: { run: JobRun }) {
-  const [rows, setRows] = useState<Flat[]>([]); // which stay while they are read anew, since the file has grown
-  const size = run.metrics_bytes;
-  const { error, again } = usePolled(
-    async (signal) => setRows(size ? (await allMetrics(run.id, signal)).map((row) => flatten(row)) : []),
+  const last = useRef<RunMetrics | undefined>(undefined);
+  const { value, error, again } = usePolled(
+    async (signal) => (last.current = await readMetrics(run, last.current, signal)),
     null,
-    `${run.id} ${size}`,
+    run.id,
+    `${run.attempts} ${run.metrics_bytes}`,
   );
+  const rows = value?.rows ?? [];
   return (
     <section class="card" aria-labelledby="metrics">
       <div class="title">

@@ -2,7 +2,8 @@
 
 import type { Page } from "../api";
 import { call, get, post } from "../api";
-import type { Row } from "./metrics";
+import type { Flat, Row } from "./metrics";
+import { flatten } from "./metrics";
 
 export interface JobKind {
   id: string;
@@ -75,13 +76,23 @@ export async function getChecks(id: string, signal?: AbortSignal): Promise<Check
   return (await get<{ checks?: Check[] }>(`${path(id)}/result`, signal)).checks ?? [];
 }
 
-export async function allMetrics(id: string, signal?: AbortSignal): Promise<Row[]> {
-  const rows: Row[] = [];
-  for (;;) {
-    const page = await get<Page<Row>>(`${path(id)}/metrics?limit=${ROWS}&offset=${rows.length}`, signal);
-    rows.push(...page.data);
-    if (!page.has_more) return rows;
+/** What a run has written. */
+export interface RunMetrics {
+  run: JobRun; // as it was before that was read
+  rows: Flat[];
+}
+
+/** The run's metrics. Only the rows after those of `before` are read, unless another process may have rewritten them. */
+export async function readMetrics(run: JobRun, before: RunMetrics | undefined, signal: AbortSignal): Promise<RunMetrics> {
+  const isContinued = before?.run.attempts === run.attempts && before.run.metrics_bytes <= run.metrics_bytes;
+  const rows = isContinued ? [...before.rows] : [];
+  let hasMore = run.metrics_bytes > (isContinued ? before.run.metrics_bytes : 0);
+  while (hasMore) {
+    const page = await get<Page<Row>>(`${path(run.id)}/metrics?limit=${ROWS}&offset=${rows.length}`, signal);
+    rows.push(...page.data.map((row) => flatten(row)));
+    hasMore = page.has_more;
   }
+  return { run, rows };
 }
 
 /** A figure as a data URL: an image's own request could not carry the key. */

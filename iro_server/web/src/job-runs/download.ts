@@ -1,5 +1,6 @@
 // Files made in the browser: a table as CSV, a chart as PNG.
 
+import { COLOURS } from "../Chart";
 import type { Flat } from "./metrics";
 
 export function save(content: Blob, name: string): void {
@@ -43,15 +44,13 @@ export function png(chart: HTMLCanvasElement, title: string, names: string[]): P
   context.drawImage(chart, MARGIN * scale, (MARGIN + LINE) * scale);
   names.forEach((name, i) => {
     const y = chart.height + (MARGIN + LINE * (i + 1.5)) * scale;
-    context.fillStyle = resolved(`--curve-${(i % CURVES) + 1}`);
+    context.fillStyle = resolved(`--curve-${(i % COLOURS) + 1}`);
     context.fillRect(MARGIN * scale, y - 2 * scale, 18 * scale, 4 * scale);
     context.fillStyle = colours.color;
     context.fillText(name, (MARGIN + 26) * scale, y);
   });
   return new Promise((resolve) => canvas.toBlob((blob) => resolve(blob!), "image/png"));
 }
-
-export const CURVES = 8; // colours that curves have
 
 /** A colour of the style sheet that depends on dark and light, as a canvas takes it. */
 function resolved(name: string): string {

@@ -1,18 +1,11 @@
-// The rewards of a table with their 95 % intervals, on the range of all of them.
+// The rewards of a table with their intervals, on the range of all of them.
 
 import type { Price } from "../api";
-import { number } from "../format";
+import { halfWidth, withInterval } from "../format";
 
-export function Reward({ price: { reward, error } }: { price: Price }) {
-  return (
-    <>
-      {number(reward)}
-      {typeof error === "number" && `\u00a0±\u00a0${number(1.96 * error, 2)}`}
-    </>
-  );
-}
+export const Reward = ({ price }: { price: Price }) => <>{withInterval(price.reward, price)}</>;
 
-/** A bar from end to end of the interval, on the range of the intervals of all `prices`. */
+/** A bar from end to end of the interval, on the range of the intervals of all `prices`; none of a single prompt. */
 export function Interval({ price, prices }: { price: Price; prices: Price[] }) {
   const band = interval(price);
   if (!band) return null;
@@ -28,6 +21,7 @@ export function Interval({ price, prices }: { price: Price; prices: Price[] }) {
   );
 }
 
-function interval({ reward, error }: Price): [number, number] | null {
-  return typeof reward === "number" ? [reward - 1.96 * (error ?? 0), reward + 1.96 * (error ?? 0)] : null;
+function interval(price: Price): [number, number] | null {
+  const half = halfWidth(price);
+  return typeof price.reward === "number" && half !== null ? [price.reward - half, price.reward + half] : null;
 }

@@ -1,30 +1,16 @@
 // All jobs, newest first: the newest hundred are read anew, older ones as they are asked for.
 
-import { useState } from "preact/hooks";
 import type { Job } from "../api";
 import { listJobs } from "../api";
 import { date, duration, graderTitle, nameWithout } from "../format";
-import { usePolled } from "../hooks";
+import { useNewest } from "../hooks";
 import { Badge, Problem } from "../parts";
 import { address } from "../router";
 
 const EVERY = 2000; // milliseconds
 
 export function JobList() {
-  const { value, error, again } = usePolled((signal) => listJobs(null, signal), EVERY, "jobs");
-  const [older, setOlder] = useState<{ jobs: Job[]; more: boolean } | null>(null);
-  const [olderError, setOlderError] = useState<Error | null>(null);
-  const ids = new Set(value?.data.map((job) => job.id));
-  const jobs = [...(value?.data ?? []), ...(older?.jobs ?? []).filter((job) => !ids.has(job.id))];
-  const showOlder = async () => {
-    try {
-      const page = await listJobs(jobs.at(-1)!.id);
-      setOlder({ jobs: [...jobs, ...page.data], more: page.has_more });
-      setOlderError(null);
-    } catch (problem) {
-      setOlderError(problem as Error);
-    }
-  };
+  const { rows: jobs, hasMore, error, again, showOlder, olderError } = useNewest(listJobs, EVERY, "jobs");
   return (
     <section>
       <div class="title">
@@ -34,9 +20,9 @@ export function JobList() {
         </a>
       </div>
       {error && <Problem error={error} again={again} />}
-      {value && jobs.length === 0 ? <NoJobs /> : jobs.length > 0 && <Table jobs={jobs} />}
-      {!value && !error && <p class="faint">Loading …</p>}
-      {(older ? older.more : value?.has_more) && <button onClick={() => void showOlder()}>Older jobs</button>}
+      {jobs && (jobs.length === 0 ? <NoJobs /> : <Table jobs={jobs} />)}
+      {!jobs && !error && <p class="faint">Loading …</p>}
+      {hasMore && <button onClick={() => void showOlder()}>Older jobs</button>}
       {olderError && <Problem error={olderError} />}
     </section>
   );

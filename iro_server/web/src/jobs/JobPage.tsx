@@ -8,7 +8,8 @@ import { date, number } from "../format";
 import { usePolled } from "../hooks";
 import { Badge, ConfirmedButton, Fact, Problem, focusHeading } from "../parts";
 import { address } from "../router";
-import { EventLog, useEvents } from "./EventLog";
+import { EventLog } from "./EventLog";
+import { useEvents } from "./events";
 import { Warnings } from "./Warnings";
 import { graderName, nameOf, ranOf, waitedOf } from "./JobList";
 import { OverOptimization } from "./OverOptimization";
@@ -19,21 +20,22 @@ import { Strengths } from "./Strengths";
 import { Tilts } from "./Tilts";
 import { ValueCorrelation } from "./ValueCorrelation";
 
-const EVERY = 1500; // milliseconds
+const EVERY = 5000; // milliseconds: it is read sooner once there is an event
 
 export function JobPage({ id }: { id: string }) {
-  const [open, setOpen] = useState(true);
-  const every = open ? EVERY : null;
+  const [open, setOpen] = useState<boolean | null>(null); // until it has been read
+  const events = useEvents(id, open);
   const { value, error, again } = usePolled(
     async (signal) => {
-      const [job, checkpoints] = await Promise.all([getJob(id, signal), listCheckpoints(id, signal)]);
+      const job = await getJob(id, signal);
+      const checkpoints = await listCheckpoints(id, signal); // not at once: a key may allow one request at a time
       setOpen(OPEN.includes(job.status));
       return { job, checkpoints: checkpoints.data };
     },
-    every,
+    open === false ? null : EVERY,
     id,
+    events.events[0]?.id,
   );
-  const events = useEvents(id, every);
   const crumb = (
     <p class="crumb">
       <a href="#/jobs">Jobs</a>

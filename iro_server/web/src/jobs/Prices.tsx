@@ -1,7 +1,7 @@
 // What each number of rows buys: the held-out reward of the ways to serve the model.
 
 import type { JobEvent } from "../api";
-import { number } from "../format";
+import { intervalName, number } from "../format";
 import { Interval, Reward } from "./Interval";
 
 /** `served`: whether the model answers so, and not as the frozen one. */
@@ -26,7 +26,7 @@ export function Prices({ events, served }: { events: JobEvent[]; served: boolean
               <th scope="col">Perplexity</th>
               <th scope="col">KL, nats</th>
               <th scope="col" class="wide">
-                95 % interval
+                {intervalName(prices)}
               </th>
               <th scope="col" class="name">
                 Way

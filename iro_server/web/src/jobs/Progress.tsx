@@ -3,7 +3,8 @@
 import type { Job, JobEvent, Metrics } from "../api";
 import { OPEN } from "../api";
 import { Chart } from "../Chart";
-import { count, duration, number } from "../format";
+import type { Uncertainty } from "../format";
+import { count, duration, halfWidth, intervalName, number, withInterval } from "../format";
 
 export function Progress({ job, events }: { job: Job; events: JobEvent[] }) {
   const rows = iterations(events);
@@ -38,7 +39,7 @@ export function Progress({ job, events }: { job: Job; events: JobEvent[] }) {
         />
       )}
       <Table rows={rows} />
-      <p class="faint small">± and the band: 95 % intervals over held-out prompts.</p>
+      <p class="faint small">± and the band: {intervalName(rows.map(uncertainty))} over held-out prompts.</p>
     </section>
   );
 }
@@ -56,7 +57,7 @@ function curves(rows: Metrics[]) {
     {
       name: "held out",
       values: rows.map((row) => row.full_valid_mean_reward),
-      errors: rows.map((row) => row.full_valid_error),
+      halfWidths: rows.map((row) => halfWidth(uncertainty(row))),
     },
     { name: "training", values: rows.map((row) => row.train_mean_reward) },
     { name: "held out, picked by the grader", values: rows.map((row) => row.valid_grader_pick) },
@@ -97,6 +98,11 @@ function overoptimises(rows: Metrics[]): boolean {
   return rose && (last.full_valid_mean_reward ?? Infinity) < (before.full_valid_mean_reward ?? -Infinity);
 }
 
+const uncertainty = ({ full_valid_error, full_valid_half_width }: Metrics): Uncertainty => ({
+  error: full_valid_error,
+  half_width: full_valid_half_width,
+});
+
 const graderErrors = (row: Metrics): number =>
   (row.errors?.graders ?? [])
     .flatMap((grader) => Object.entries(grader))
@@ -109,15 +115,10 @@ const graderTokens = (row: Metrics): number =>
     .filter(([name]) => name.endsWith("_tokens_count"))
     .reduce((sum, [, value]) => sum + Number(value), 0);
 
-function heldOut(row: Metrics): string {
-  const error = row.full_valid_error;
-  return number(row.full_valid_mean_reward) + (typeof error === "number" ? `\u00a0±\u00a0${number(1.96 * error, 2)}` : "");
-}
-
 const COLUMNS: { name: string; value: (row: Metrics) => string }[] = [
   { name: "Iteration", value: (row) => (row.step === 0 ? "frozen" : String(row.step)) },
   { name: "Training", value: (row) => number(row.train_mean_reward) },
-  { name: "Held out", value: heldOut },
+  { name: "Held out", value: (row) => withInterval(row.full_valid_mean_reward, uncertainty(row)) },
   { name: "Value correlation", value: (row) => number(row.stack_correlation, 2) },
   { name: "Tokens each", value: (row) => number(row.completion_tokens_mean, 0) },
   { name: "Base tokens", value: (row) => count(row.usage?.base_tokens) },

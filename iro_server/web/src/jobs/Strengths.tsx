@@ -1,7 +1,7 @@
 // What each strength of a tilt gives at one row, and how far from the frozen model it goes.
 
 import type { JobEvent } from "../api";
-import { number } from "../format";
+import { intervalName, number } from "../format";
 import { Interval, Reward } from "./Interval";
 
 export function Strengths({ events }: { events: JobEvent[] }) {
@@ -24,7 +24,7 @@ export function Strengths({ events }: { events: JobEvent[] }) {
               <th scope="col">KL, nats</th>
               <th scope="col">KL a token</th>
               <th scope="col" class="wide">
-                95 % interval
+                {intervalName(strengths)}
               </th>
             </tr>
           </thead>

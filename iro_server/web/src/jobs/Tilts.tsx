@@ -2,7 +2,7 @@
 
 import type { JobEvent, TiltTrial } from "../api";
 import { Chart } from "../Chart";
-import { number } from "../format";
+import { halfWidth, intervalName, number } from "../format";
 
 type Measured = TiltTrial & { kl: number; round: number };
 
@@ -17,9 +17,9 @@ export function Tilts({ events }: { events: JobEvent[] }) {
     return [...names].map((name) => {
       const isOf = (trial: Measured) => trial.round === round && (curveName(trial) ?? name) === name;
       return {
-        name: round ? `${name}, added` : name,
+        name: rounds.length > 1 ? `${name}, round ${round + 1}` : name,
         values: byKl.map((trial) => (isOf(trial) ? trial.reward : null)),
-        errors: byKl.map((trial) => (isOf(trial) ? trial.error : null)),
+        halfWidths: byKl.map((trial) => (isOf(trial) ? halfWidth(trial) : null)),
       };
     });
   });
@@ -29,7 +29,8 @@ export function Tilts({ events }: { events: JobEvent[] }) {
       <h2 id="tilts">Reward against KL</h2>
       <p class="faint">
         Tilts at several strengths, one row on prompts that the iteration held out of its training, by nats from the
-        frozen model. Those of a later round are added to the one that the round before chose. {choice(measured.filter(({ chosen }) => chosen))}
+        frozen model. Those of a later round are added to the one that the round before chose. Bars: {intervalName(measured)}.{" "}
+        {choice(measured.filter(({ chosen }) => chosen))}
       </p>
       <Chart
         label="Held-out reward of each tilt against nats from the frozen model"

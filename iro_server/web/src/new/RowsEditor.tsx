@@ -3,8 +3,9 @@
 import type { ComponentChildren } from "preact";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { count } from "../format";
+import { Problem } from "../parts";
 import type { Checked, Row } from "./rows";
-import { EDITABLE, checkRows } from "./rows";
+import { EDITABLE, checkRows, utf8Text } from "./rows";
 
 const LISTED = 5; // problems
 
@@ -36,11 +37,18 @@ export function RowsEditor({ source, checked, label, accept, children, onChange 
   const area = useRef<HTMLTextAreaElement>(null);
   const gutter = useRef<HTMLDivElement>(null);
   const [over, setOver] = useState(false);
+  const [error, setError] = useState<Error | null>(null); // of a file that was not taken
+  useEffect(() => setError(null), [source.text, source.file]);
   const wrong = new Set(checked.problems.map(({ line }) => line));
   const take = async (file: File | undefined) => {
     if (!file) return;
     const editable = file.size <= EDITABLE && /\.(jsonl?|ndjson|txt)$/i.test(file.name);
-    onChange(editable ? { text: await file.text(), file: null } : { text: "", file });
+    setError(null);
+    try {
+      onChange(editable ? { text: await utf8Text(file), file: null } : { text: "", file });
+    } catch (problem) {
+      setError(problem as Error);
+    }
   };
   const goTo = (line: number) => {
     const lines = source.text.split("\n");
@@ -115,6 +123,7 @@ export function RowsEditor({ source, checked, label, accept, children, onChange 
           />
         </label>
       </div>
+      {error && <Problem error={error} />}
       {checked.problems.length > 0 && (
         <ul class="problems">
           {checked.problems.slice(0, LISTED).map(({ line, message }) => (

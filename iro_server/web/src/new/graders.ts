@@ -18,7 +18,19 @@ export const OPERATIONS = {
   eq: "equals",
   ne: "differs from",
 } as const;
-export const METRICS = ["fuzzy_match", "bleu", "gleu", "meteor", "rouge_1", "rouge_2", "rouge_l", "cosine"] as const;
+export const METRICS = [
+  "fuzzy_match",
+  "bleu",
+  "gleu",
+  "meteor",
+  "rouge_1",
+  "rouge_2",
+  "rouge_3",
+  "rouge_4",
+  "rouge_5",
+  "rouge_l",
+  "cosine",
+] as const;
 
 export interface Draft {
   kind: Kind;

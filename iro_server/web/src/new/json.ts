@@ -2,7 +2,7 @@
 
 export type Json = { [name: string]: unknown };
 
-const isObject = (value: unknown): value is Json =>
+export const isObject = (value: unknown): value is Json =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
 /** `base` with the fields of `other`; objects in both are merged likewise. */
@@ -25,6 +25,14 @@ export function parseObject(text: string, what: string): Json {
   if (!isObject(value)) throw new Error(`${what}: not a JSON object.`);
   return value;
 }
+
+/** The same text for two values that are equal, whatever the order of their fields. */
+export const sortedJson = (value: unknown): string =>
+  JSON.stringify(value, (_, part: unknown) =>
+    isObject(part) ? Object.fromEntries(Object.entries(part).sort(byName)) : part,
+  );
+
+const byName = ([a]: [string, unknown], [b]: [string, unknown]): number => (a < b ? -1 : 1);
 
 /** Whether two values are equal, whatever the order of their fields. */
 export function sameJson(a: unknown, b: unknown): boolean {

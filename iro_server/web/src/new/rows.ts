@@ -1,5 +1,8 @@
 // What a line of training rows or of an eval's items must hold: iro_server/api/jsonl.py, which decides, checks the same.
 
+import { isObject } from "./json";
+import { checkMessages, checkTools } from "./messages";
+
 export const EDITABLE = 2_000_000; // bytes; a larger file is not put into the text field
 
 export type Row = Record<string, unknown>;
@@ -10,14 +13,24 @@ export interface Checked {
 }
 
 const ITEM_FIELD = /\{\{\s*item(?:\.([\w-]+)|\[['"]([^'"]+)['"]\])/g;
-const ROLES = ["system", "developer", "user", "assistant"];
+const UTF_16_MARKS = ["255,254", "254,255"]; // a file's first two bytes
+
+/** A file's text. Throws Error where it is not UTF-8: each byte that is none would become another character. */
+export async function utf8Text(file: File): Promise<string> {
+  const bytes = await file.arrayBuffer();
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+  } catch {
+    const isUtf16 = UTF_16_MARKS.includes(new Uint8Array(bytes.slice(0, 2)).join());
+    throw new Error(`${file.name} is not UTF-8${isUtf16 ? " (it looks like UTF-16)" : ""}: save the file as UTF-8`);
+  }
+}
+
+const linesOf = (text: string): string[] => text.replace(/^\uFEFF/, "").trimEnd().split("\n");
 
 export function checkRows(text: string, check: (line: string) => Row): Checked {
   const checked: Checked = { rows: [], problems: [] };
-  const lines = text
-    .replace(/^\uFEFF/, "")
-    .trimEnd()
-    .split("\n");
+  const lines = linesOf(text);
   if (lines.length === 1 && !lines[0]) return checked;
   lines.forEach((line, index) => {
     try {
@@ -47,6 +60,7 @@ export function checkedRow(line: string): Row {
   if ((messages === undefined) === (prompt === undefined)) throw new Error('needs either "messages" or "prompt"');
   if (messages !== undefined) checkMessages(messages);
   else if (typeof prompt !== "string" || !prompt) throw new Error('"prompt" must be a text that is not empty');
+  checkTools(row.tools);
   return row;
 }
 
@@ -58,17 +72,17 @@ export function checkedItem(line: string): Row {
   return row.item;
 }
 
-/** Items as a file of them: each in the field "item". */
-export const itemLines = (text: string): string =>
-  text
-    .replace(/^\uFEFF/, "")
-    .trimEnd()
-    .split("\n")
-    .map((line) => ("item" in objectOf(line) ? line : JSON.stringify({ item: objectOf(line) })) + "\n")
-    .join("");
+/** Items as a file of them: each in the field "item". Throws Error with the line that is none. */
+export const itemLines = (text: string): string => linesOf(text).map(itemLine).join("");
 
-const isObject = (value: unknown): value is Row =>
-  typeof value === "object" && value !== null && !Array.isArray(value);
+function itemLine(line: string, index: number): string {
+  try {
+    const row = objectOf(line);
+    return ("item" in row ? line : JSON.stringify({ item: row })) + "\n";
+  } catch (problem) {
+    throw new Error(`Line ${index + 1} ${(problem as Error).message}`);
+  }
+}
 
 function objectOf(line: string): Row {
   if (!line.trim()) throw new Error("is blank");
@@ -82,20 +96,6 @@ function parsed(line: string): unknown {
     return JSON.parse(line);
   } catch (problem) {
     throw new Error(`is not valid JSON: ${(problem as Error).message}`);
-  }
-}
-
-function checkMessages(messages: unknown): void {
-  if (!Array.isArray(messages) || messages.length === 0) throw new Error('"messages" must be a list that is not empty');
-  for (const message of messages as (Row | null)[]) {
-    if (!ROLES.includes(String(message?.role)))
-      throw new Error(`a message's "role" must be one of ${ROLES.join(", ")}`);
-    if (typeof message!.content !== "string" && !Array.isArray(message!.content)) {
-      throw new Error('a message needs a "content", a text');
-    }
-  }
-  if ((messages.at(-1) as Row).role !== "user") {
-    throw new Error('the last message must have the role "user": the model writes the answer');
   }
 }
 

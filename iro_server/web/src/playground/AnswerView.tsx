@@ -1,3 +1,4 @@
+import { callText } from "../completion";
 import { count, number } from "../format";
 import { Problem } from "../parts";
 import { SearchTree } from "./SearchTree";
@@ -16,7 +17,8 @@ interface Props {
 }
 
 export function AnswerView({ answer, label, colouring, best, grader }: Props) {
-  const { text, state, tokens, error, graderError } = answer;
+  const { text, calls = [], state, tokens, error, graderError } = answer;
+  const isEmpty = !text && calls.length === 0;
   const split = colouring !== "none" && tokens.length > 0 && tokens.length <= COLOURED;
   const { current, setCurrent, onKeyDown } = useToken(split ? tokens.length : 0);
   return (
@@ -24,7 +26,7 @@ export function AnswerView({ answer, label, colouring, best, grader }: Props) {
       {error !== null && <Problem error={new Error(error)} />}
       <div
         class="answer text"
-        hidden={error !== null && !text}
+        hidden={error !== null && isEmpty}
         tabIndex={0}
         role="region"
         aria-label={label}
@@ -32,10 +34,15 @@ export function AnswerView({ answer, label, colouring, best, grader }: Props) {
         onKeyDown={onKeyDown}
       >
         {split ? <TokenText tokens={tokens} colouring={colouring} current={current} onPoint={setCurrent} /> : text}
-        {state === "streaming" && !text && <span class="faint">waiting for the first tokens </span>}
+        {calls.map((call) => (
+          <div>
+            calls <code>{callText(call)}</code>
+          </div>
+        ))}
+        {state === "streaming" && isEmpty && <span class="faint">waiting for the first tokens </span>}
         {state === "streaming" && <span class="caret" aria-hidden="true" />}
         {state === "stopped" && <span class="faint"> (stopped)</span>}
-        {state === "done" && !text && <span class="faint">(an empty answer)</span>}
+        {state === "done" && isEmpty && <span class="faint">(an empty answer)</span>}
       </div>
       {split && <TokenDetail tokens={tokens} colouring={colouring} current={current} />}
       <p class="reward">

@@ -84,7 +84,7 @@ function Columns({ base, models, aligned, jobs, grader, graderJob, ...first }: S
     );
     setRunning(false);
   };
-  const rewards = Object.values(answers).flatMap((answered) => answered.answer.reward ?? []);
+  const rewards = columns.flatMap(({ id }) => answers[id]?.answer.reward ?? []);
   const highest = Math.max(...rewards);
   const distinct = new Set(rewards).size > 1;
   const change = (column: Column) =>

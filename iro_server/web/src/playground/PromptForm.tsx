@@ -1,18 +1,16 @@
 // The prompt: one message, or a text to continue; and what a training row holds beside it, for the grader.
 
-import { contentText } from "../completion";
+import type { Message } from "../completion";
+import { contentText, messageText } from "../completion";
 import { Field } from "../parts";
 
 type Row = Record<string, unknown>;
-interface Message {
-  role: string;
-  content: unknown;
-}
 
 export interface Prompt {
   chat: boolean;
   text: string;
   before: Message[]; // of a conversation, before its last message
+  last?: Omit<Message, "content">; // the last message without its text; left out: a user's
   item: Row;
   maxTokens: string;
   temperature: string;
@@ -23,10 +21,12 @@ export interface Prompt {
 export function promptOf(row: Row | null, maxTokens?: number): Prompt {
   const { messages, prompt, ...item } = row ?? {};
   const conversation = (messages ?? []) as Message[];
+  const last = conversation.at(-1);
   return {
     chat: prompt === undefined,
-    text: typeof prompt === "string" ? prompt : contentText(conversation.at(-1)?.content),
+    text: typeof prompt === "string" ? prompt : contentText(last?.content),
     before: conversation.slice(0, -1),
+    last: last && { role: last.role, tool_call_id: last.tool_call_id },
     item,
     maxTokens: maxTokens?.toString() ?? "",
     temperature: "",
@@ -34,9 +34,13 @@ export function promptOf(row: Row | null, maxTokens?: number): Prompt {
   };
 }
 
-export function rowOf({ chat, text, before, item }: Prompt): Row {
-  return chat ? { ...item, messages: [...before, { role: "user", content: text }] } : { ...item, prompt: text };
+export function rowOf({ chat, text, before, last, item }: Prompt): Row {
+  if (!chat) return { ...item, prompt: text };
+  return { ...item, messages: [...before, { role: "user", ...last, content: text }] };
 }
+
+const toolNames = ({ tools }: Row): string[] =>
+  Array.isArray(tools) ? tools.map((tool: { function?: { name: string } }) => tool.function?.name ?? "?") : [];
 
 interface Props {
   prompt: Prompt;
@@ -59,6 +63,8 @@ export function PromptForm({ prompt, running, graded, onChange, onGenerate, onSt
     </label>
   );
   const extra = Object.keys(prompt.item).length > 0;
+  const tools = toolNames(prompt.item);
+  const { tools: _, ...otherFields } = prompt.item;
   return (
     <form class="card" onSubmit={submit}>
       <fieldset class="kinds">
@@ -70,14 +76,22 @@ export function PromptForm({ prompt, running, graded, onChange, onGenerate, onSt
         <details>
           <summary>{prompt.before.length === 1 ? "1 message" : `${prompt.before.length} messages`} before it</summary>
           <pre class="text" tabIndex={0}>
-            {prompt.before.map(({ role, content }) => `${role}: ${contentText(content)}`).join("\n")}
+            {prompt.before.map((message) => `${message.role}: ${messageText(message)}`).join("\n")}
           </pre>
-          <button type="button" onClick={() => change({ before: [] })}>
+          <button type="button" onClick={() => change({ before: [], last: undefined })}>
             Leave out
           </button>
         </details>
       )}
-      <Field id="prompt" label="Prompt">
+      {prompt.chat && tools.length > 0 && (
+        <p class="small text">
+          The model may call {tools.join(", ")}.{" "}
+          <button type="button" onClick={() => change({ item: otherFields })}>
+            Leave them out
+          </button>
+        </p>
+      )}
+      <Field id="prompt" label={prompt.chat && prompt.last?.role === "tool" ? "Prompt, the result of a tool" : "Prompt"}>
         <textarea
           id="prompt"
           rows={3}

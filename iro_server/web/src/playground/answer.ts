@@ -2,7 +2,8 @@
 
 import type { Grader } from "../api";
 import { runGrader } from "../api";
-import { complete, isChat, textOf } from "../completion";
+import type { Call } from "../completion";
+import { complete, isChat, textOf, withCalls } from "../completion";
 import type { Usage } from "../stream";
 import type { Token } from "./tokens";
 import { aligned, tokensOf } from "./tokens";
@@ -11,6 +12,7 @@ import { EMPTY, withEvent } from "./tree";
 
 export interface Answer {
   text: string;
+  calls?: Call[]; // of functions, beside the text
   state: "streaming" | "done" | "stopped" | "failed";
   seconds: number;
   cut: boolean; // by the maximum length
@@ -47,6 +49,8 @@ const TOP = 5; // alternatives to each token
 
 const logprobOptions = (chat: boolean) => (chat ? { logprobs: true, top_logprobs: TOP } : { logprobs: TOP });
 
+const UNGRADED_CALLS = "the answer calls a function, and only a text is graded here";
+
 /** Without a reward where the grader fails, or the key may not grade. */
 async function gradesOf(grader: Grader, text: string, row: Record<string, unknown>, signal: AbortSignal) {
   try {
@@ -77,6 +81,7 @@ export async function answer(request: Request, signal: AbortSignal, show: (answe
       const choice = chunk.choices[0];
       update({
         text: current.text + textOf(chunk),
+        calls: withCalls(current.calls ?? [], chunk),
         usage: chunk.usage ?? current.usage,
         tree: chunk.search ? withEvent(current.tree, chunk.search) : current.tree,
         cut: choice?.finish_reason === "length" || current.cut,
@@ -85,11 +90,12 @@ export async function answer(request: Request, signal: AbortSignal, show: (answe
     }
     update({ state: "done", tokens: aligned(current.text, current.tokens) });
     if (request.grader) {
-      update(await gradesOf(request.grader, current.text, request.row, signal));
+      const calls = current.calls?.length;
+      update(calls ? { graderError: UNGRADED_CALLS } : await gradesOf(request.grader, current.text, request.row, signal));
     }
   } catch (error) {
-    if (signal.aborted) update({ state: "stopped" });
-    else if (current.state === "done") update({ graderError: (error as Error).message });
+    if (current.state === "done") update({ graderError: signal.aborted ? "stopped" : (error as Error).message });
+    else if (signal.aborted) update({ state: "stopped" });
     else update({ state: "failed", error: (error as Error).message });
   }
 }
