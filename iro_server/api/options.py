@@ -35,6 +35,7 @@ COMPLETION_TOKENS_DETAILS = {
 """No completion has tokens of these kinds here."""
 TOKEN_ID = re.compile(r"\d{1,18}")
 GREEDY_BELOW = 1e-3  # a temperature this low divides logits past fp32, and draws the likeliest token all the same
+SMALLEST_NUCLEUS = 1e-9  # for a top_p of 0: below any likeliest token's probability, which is at least 1 / vocabulary
 
 
 class StreamOptions(BaseModel):
@@ -61,7 +62,7 @@ class Options(BaseModel):
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     search: JsonObject | None = None
@@ -195,7 +196,7 @@ class Options(BaseModel):
         temperature = model.defaults.temperature if self.temperature is None else self.temperature
         sampling = Sampling(
             temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
-            top_p=1.0 if self.top_p is None else self.top_p,
+            top_p=1.0 if self.top_p is None else max(self.top_p, SMALLEST_NUCLEUS),
             top_k=self.top_k or 0,
             seed=None if self.seed is None else self.seed + offset,
             stop_ids=model.engine.info.eos_ids,

@@ -17,6 +17,12 @@ from iro_server.store.tables import new_id
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
+ADVICE = {
+    "item_reference": "send the item itself, or the id of its response as previous_response_id",
+    "reasoning": "leave them out, since the models served here do not reason apart",
+}
+SUPPORTED = "send messages, function_call and function_call_output"
+
 
 class MessageItem(ClosedModel):
     """A message; one of an earlier response's output may be sent back as it came."""
@@ -27,6 +33,15 @@ class MessageItem(ClosedModel):
     id: str | None = None
     status: Status | None = None
     phase: str | None = None
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _is_item(cls, type: object) -> object:
+        if type != "message":
+            shown = repr(str(type)[:50])
+            advice = ADVICE.get(type) if isinstance(type, str) else None
+            raise ValueError(f"items of the type {shown} are not supported; {advice or SUPPORTED}")
+        return type
 
     @property
     def message(self) -> JsonObject:
@@ -111,9 +126,11 @@ def messages_of(items: Iterable[MessageItem | CallItem | ResultItem]) -> list[Js
     return messages
 
 
-def call_item(call: ToolCall, call_id: str | None = None, id: str | None = None) -> JsonObject:
+def call_item(
+    call: ToolCall, call_id: str | None = None, id: str | None = None, status: Status = "completed"
+) -> JsonObject:
     ids = {"id": id or new_id("fc_"), "call_id": call_id or new_id("call_")}
-    fields = {"type": "function_call", "status": "completed", "name": call.name, "arguments": call.arguments}
+    fields = {"type": "function_call", "status": status, "name": call.name, "arguments": call.arguments}
     return ids | fields
 
 

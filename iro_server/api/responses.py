@@ -18,7 +18,7 @@ from iro_server.api.generation_slot import take_slot
 from iro_server.api.options import usage_object
 from iro_server.api.quotas import check_responses
 from iro_server.api.respond import whole
-from iro_server.api.response_items import ITEM, call_item, messages_of
+from iro_server.api.response_items import ITEM, Status, call_item, messages_of
 from iro_server.api.response_request import ResponseRequest, as_sent
 from iro_server.api.response_stream import ResponseEvents, ResponseStream
 from iro_server.api.stored_size import json_bytes
@@ -74,7 +74,7 @@ class Answering:
             "output": [] if choice is None else self.output(choice),
             "previous_response_id": body.previous_response_id,
             "temperature": float(sampling.temperature),
-            "top_p": float(sampling.top_p),
+            "top_p": float(sampling.top_p if body.top_p is None else body.top_p),
             "text": {"format": (body.text and body.text.format) or {"type": "text"}},
             "usage": usage and _usage(usage),
         }
@@ -86,12 +86,18 @@ class Answering:
         return response | tools | {"background": False, "truncation": "disabled", "user": body.user}
 
     def output(self, choice: Choice) -> list[JsonObject]:
-        """The message, where the model wrote one, and its calls."""
+        """The message, where the model wrote one, and its calls.
+
+        Where the answer is cut, a required call is incomplete, and so is a message that no call follows. Calls that the
+        model chose are read once they are whole.
+        """
         content, calls = self.use.read(choice.text) if self.use else (choice.text, [])
-        status = "incomplete" if choice.finish_reason == "length" else "completed"
+        cut = choice.finish_reason == "length"
+        status = "incomplete" if cut and not calls else "completed"
+        call_status: Status = "incomplete" if cut and self.use and self.use.required else "completed"
         part = {"type": "output_text", "text": content, "annotations": []}
         message = {"id": self.message_id, "type": "message", "role": "assistant", "status": status, "content": [part]}
-        return ([message] if content or not calls else []) + [call_item(call) for call in calls]
+        return ([message] if content or not calls else []) + [call_item(call, status=call_status) for call in calls]
 
     def store(self, response: JsonObject) -> None:
         if self.body.store is False:

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?!\w)", re.ASCII)
+_PERCENT = re.compile(r"\s*(?:[%\N{FULLWIDTH PERCENT SIGN}]|per ?cent\b)", re.IGNORECASE)
+_MINUS = "\N{MINUS SIGN}"
 _DECODER = json.JSONDecoder()
 LONGEST_NUMBER = 10  # digits of an answer's number in a ranking
 
@@ -29,14 +31,17 @@ class Unreadable(ValueError):
 def read_score(text: str) -> float:
     """``result`` or ``score`` of the last JSON object that has one, else the only number in the text.
 
-    Raises Unreadable.
+    A percentage is not a number of the grader's range. Raises Unreadable.
     """
-    value = _field(text, ("result", "score"))
+    signed = text.replace(_MINUS, "-")
+    value = _field(signed, ("result", "score"))
     if value is None:
-        numbers = _NUMBER.findall(text)
+        numbers = list(_NUMBER.finditer(signed))
         if len(numbers) != 1:
             raise Unreadable(f'{len(numbers)} numbers and no {{"result": number}}', text)
-        value = numbers[0]
+        if _PERCENT.match(signed, numbers[0].end()):
+            raise Unreadable('a percentage and no {"result": number}', text)
+        value = numbers[0][0]
     try:
         score = float(value) if not isinstance(value, bool) else math.nan
     except (TypeError, ValueError, OverflowError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import unicodedata
 from collections.abc import Callable, Collection, Mapping
 
 from iro_server.graders.syntax import parse_expression
@@ -34,13 +35,15 @@ MAX_LENGTH = 1000
 def parse_formula(formula: str, names: Collection[str]) -> ast.expr:
     """The formula's tree: numbers, ``names``, + - * / ^ (power), and min max abs floor ceil exp sqrt log.
 
-    Raises ValueError for anything else.
+    Python's parser composes identifiers (NFKC); the tree has each name as it is in ``names``. Raises ValueError for
+    anything else.
     """
+    by_identifier = {as_identifier(name): name for name in names}
     if len(formula) > MAX_LENGTH:
         raise ValueError(f"longer than {MAX_LENGTH} characters")
     try:
         tree = parse_expression(formula.replace("^", "**").strip())
-        _check(tree, names)
+        _check(tree, by_identifier)
     except SyntaxError as error:
         raise ValueError(f"not a formula: {error.msg}") from None
     except (RecursionError, MemoryError):
@@ -48,13 +51,20 @@ def parse_formula(formula: str, names: Collection[str]) -> ast.expr:
     return tree
 
 
-def _check(node: ast.expr, names: Collection[str]) -> None:
+def as_identifier(name: str) -> str:
+    """The name as Python's parser reads it."""
+    return unicodedata.normalize("NFKC", name)
+
+
+def _check(node: ast.expr, names: Mapping[str, str]) -> None:
+    """Raise ValueError for what is not allowed, and put names in place of identifiers. ``names``: by identifier."""
     match node:
         case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
             pass
         case ast.Name(id=name):
             if name not in names:
-                raise ValueError(f"{name!r} is not one of the graders {', '.join(sorted(names))}")
+                raise ValueError(f"{name!r} is not one of the graders {', '.join(sorted(names.values()))}")
+            node.id = names[name]
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
             _check(left, names)
             _check(right, names)

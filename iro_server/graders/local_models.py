@@ -108,10 +108,12 @@ def chat_text(directory: Path, messages: list[dict[str, str]]) -> tuple[str, boo
     By the tokenizer's chat template where it has one, else the contents, one below the other. Raises
     jinja2.TemplateError where the template refuses it.
     """
+    from iro_server.engines.prompts import as_template_roles
+
     tokenizer = _tokenizer(directory)
     if tokenizer.chat_template is None:
         return "\n".join(message["content"] for message in messages), True
-    return tokenizer.apply_chat_template(messages, tokenize=False), False
+    return tokenizer.apply_chat_template(as_template_roles(tokenizer, messages), tokenize=False), False
 
 
 Kind = Literal["AutoModel", "AutoModelForSequenceClassification"]

@@ -33,7 +33,7 @@ class SamplingParams(BaseModel):
     max_completions_tokens: Tokens | None = None
     max_tokens: Tokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
@@ -114,9 +114,8 @@ class ModelGrader(TemplatedGrader[Chat]):
 
     def _request(self, messages: Chat) -> JsonObject:
         sampling = self.sampling_params.as_request()
-        if self.base_url is None:  # chat templates seldom know the role developer, which means the same
+        if self.base_url is None:
             sampling.pop("reasoning_effort", None)
-            messages = [{**m, "role": "system"} if m["role"] == "developer" else m for m in messages]
         return {"model": self.model, "messages": messages, **sampling}
 
     def _grade(self, answer: Answer) -> Grade:

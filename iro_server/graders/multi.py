@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationInfo, field_validator
 
 from iro_server.graders.base import Grade, Grader, Item, Reference, Sample
-from iro_server.graders.formula import evaluate, parse_formula
+from iro_server.graders.formula import as_identifier, evaluate, parse_formula
 from iro_server.graders.label_model import LabelModel
 from iro_server.graders.python import PythonGrader
 from iro_server.graders.score_model import ScoreModel
@@ -54,6 +54,9 @@ class MultiGrader(Grader):
         for name in graders:
             if not name.isidentifier() or keyword.iskeyword(name):
                 raise ValueError(f"the name {name!r} cannot stand in a formula; use letters, digits and _")
+        counts = Counter(map(as_identifier, graders))
+        if repeated := [name for name in graders if counts[as_identifier(name)] > 1]:
+            raise ValueError(f"two graders have the name {repeated[0]!r}, once Unicode is normalised (NFKC)")
         return graders
 
     @field_validator("calculate_output")

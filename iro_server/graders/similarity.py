@@ -14,10 +14,10 @@ from rapidfuzz import fuzz
 from rapidfuzz.distance import LCSseq
 
 from iro_server.concurrency.worker_processes import in_worker_process
+from iro_server.graders.words import StemmedWords, spaced
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
-    from rouge_score.tokenizers import DefaultTokenizer
 
 SHORT = 4000  # characters of two texts that are compared in milliseconds
 
@@ -51,7 +51,7 @@ class _NoSynonyms:
 def _words(text: str) -> list[str]:
     from nltk.tokenize import wordpunct_tokenize
 
-    return wordpunct_tokenize(text.lower())
+    return wordpunct_tokenize(spaced(text.lower()))
 
 
 def _fuzzy(text: str, reference: str) -> float:
@@ -59,7 +59,7 @@ def _fuzzy(text: str, reference: str) -> float:
 
 
 def _bleu(text: str, reference: str) -> float:
-    return min(sacrebleu.sentence_bleu(text, [reference]).score / 100, 1.0)
+    return min(sacrebleu.sentence_bleu(spaced(text), [spaced(reference)]).score / 100, 1.0)
 
 
 def _gleu(text: str, reference: str) -> float:
@@ -85,7 +85,7 @@ def _rouge_l(text: str, reference: str) -> float:
     """As rouge_score has it, whose table of all pairs of words takes hours and gigabytes for 100 KB."""
     from rouge_score.scoring import fmeasure
 
-    words, reference_words = (_rouge_tokenizer().tokenize(each) for each in (text, reference))
+    words, reference_words = _rouge_tokenizer().tokenize(text), _rouge_tokenizer().tokenize(reference)
     if not words or not reference_words:
         return 0.0
     common = LCSseq.similarity(words, reference_words)
@@ -96,14 +96,14 @@ def _rouge_l(text: str, reference: str) -> float:
 def _rouge_scorer(kind: str) -> RougeScorer:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer([kind], use_stemmer=True)
+    return RougeScorer([kind], tokenizer=_rouge_tokenizer())
 
 
 @cache
-def _rouge_tokenizer() -> DefaultTokenizer:
-    from rouge_score.tokenizers import DefaultTokenizer
+def _rouge_tokenizer() -> StemmedWords:
+    from nltk.stem.porter import PorterStemmer
 
-    return DefaultTokenizer(use_stemmer=True)
+    return StemmedWords(PorterStemmer())
 
 
 METRICS: dict[str, Callable[[str, str], float]] = {

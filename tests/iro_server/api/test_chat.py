@@ -4,10 +4,12 @@ import math
 
 import openai
 import pytest
+import torch
 
 from iro_server.api.app import create_app
 from iro_server.api.errors import api_error
 from iro_server.api.registry import ModelMismatch
+from iro_server.engines.sample import truncate
 from tests.iro_server.api.byte_engine import SCRIPT, ByteEngine
 from tests.iro_server.api.serving import GRADER, conforms, ended, serving, settings_for, start_job, wait_for
 from tests.iro_server.jobs.fake_job import MEASURED
@@ -43,6 +45,12 @@ def test_a_seed_repeats_a_completion_and_choices_differ(client):
     assert texts == [choice.message.content for choice in again.choices]
     assert len(set(texts)) == 3
     assert texts[1] == chat(client, seed=8, max_tokens=20).choices[0].message.content
+
+
+def test_a_top_p_of_0_keeps_the_likeliest_token_alone(served):
+    chat(served.client, top_p=0, max_tokens=1)
+    kept = truncate(torch.tensor([[1.0, 1.1, 0.9]]), served.engine.sampling)
+    assert kept.isfinite().tolist() == [[False, True, False]]
 
 
 def test_top_k_reaches_the_engine(served):
@@ -288,7 +296,8 @@ BAD = [
     ({"search": {"betas": [1.0]}}, "search.betas"),
     ({"search": {"num_successors": 4}, "n": 5}, "n"),
     ({"temperature": 3}, "temperature"),
-    ({"top_p": 0}, "top_p"),
+    ({"top_p": -0.1}, "top_p"),
+    ({"top_p": 1.1}, "top_p"),
     ({"top_k": -1}, "top_k"),
     ({"n": 0}, "n"),
     ({"stop": ["a"] * 5}, "stop"),

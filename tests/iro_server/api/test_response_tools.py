@@ -82,6 +82,26 @@ def test_a_required_call_is_all_there_is(client, choice):
     assert not [event for event in events if event.type.startswith(("response.output_text", "response.content_part"))]
 
 
+def test_a_required_call_that_is_cut_is_incomplete(client):
+    options = {"tool_choice": "required", "max_output_tokens": 40, "extra_body": {"seed": 3}}
+    response = strictly(respond(client, **options))
+    assert response.status == "incomplete" and [item.status for item in response.output] == ["incomplete"]
+    with pytest.raises(ValueError):
+        json.loads(response.output[0].arguments)
+    items = [event.item for event in respond(client, **options, stream=True) if event.type.endswith("item.done")]
+    assert [item.status for item in items] == ["incomplete"]
+
+
+def test_an_answer_that_is_cut_after_a_call_has_a_complete_one(caller):
+    """Of the second call, which is cut, nothing is shown."""
+    response = strictly(respond(caller, max_output_tokens=len(SAYS.encode()) - 30))
+    assert response.status == "incomplete"
+    assert [(item.type, item.status) for item in response.output] == [
+        ("message", "completed"),
+        ("function_call", "completed"),
+    ]
+
+
 def test_results_go_back_by_the_previous_response_or_in_the_input(caller):
     """Both ways make the same prompt, and so does a chat of the same messages."""
     first = respond(caller)

@@ -172,6 +172,33 @@ def test_a_mistake_is_refused_where_it_stands(client, field, value, param):
     assert answer.status_code in (400, 404) and answer.json()["error"]["param"] == param, answer.text
 
 
+@pytest.mark.parametrize(
+    ("item", "advice"),
+    [
+        ({"type": "item_reference", "id": "msg_1"}, "previous_response_id"),
+        ({"type": "reasoning", "id": "rs_1", "summary": []}, "leave them out"),
+        ({"type": "computer_call", "call_id": "a"}, "function_call_output"),
+    ],
+)
+def test_an_item_of_another_type_is_refused_by_its_name(client, item, advice):
+    refused = refusal(lambda: client.responses.create(model="bytes", input=[item]))
+    assert refused.param == "input.0.type" and item["type"] in refused.message and advice in refused.message
+
+
+def test_a_response_shows_the_top_p_of_its_request(client):
+    assert client.responses.create(model="bytes", input="a", top_p=0, max_output_tokens=2).top_p == 0
+
+
+def test_a_developers_message_is_the_systems(tmp_path):
+    engine = ByteEngine()
+    engine.tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    with serving(settings_for(tmp_path), engine) as client:
+        instructed = client.responses.create(model="bytes", instructions="b", input="a", max_output_tokens=2)
+        items = [{"role": "developer", "content": "b"}, {"role": "user", "content": "a"}]
+        sent = client.responses.create(model="bytes", input=items, max_output_tokens=2)
+    assert sent.usage.input_tokens == instructed.usage.input_tokens == len("system: b\nuser: a\n")
+
+
 def test_a_response_is_held_to_its_text_format(client):
     schema = {"type": "object", "properties": {"mood": {"enum": ["fine", "bad"]}}, "required": ["mood"]}
     schema["additionalProperties"] = False

@@ -99,3 +99,23 @@ def test_the_text_around_a_quoted_token_is_tokenised_as_the_library_does(tokeniz
 def test_a_tokenizer_that_is_used_meanwhile_is_left_as_it_is(tokenizer):
     chat_prompt_ids(tokenizer, user("<|im_end|>"))
     assert tokenizer("<|im_end|>")["input_ids"] == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+
+
+def developer(role):
+    return [{"role": role, "content": "Answer in French."}, {"role": "user", "content": "hi"}]
+
+
+def test_a_developers_message_is_the_systems(tokenizer):
+    ids = chat_prompt_ids(tokenizer, developer("system"))
+    assert chat_prompt_ids(tokenizer, developer("developer")) == ids
+    assert item_prompt_ids(tokenizer, {"messages": developer("developer")}) == ids
+
+
+def test_a_developers_message_is_its_own_where_the_template_names_the_role(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'developer' %}# Instructions{% else %}{{ m.role }}{% endif %}"
+        ": {{ m.content }}\n{% endfor %}"
+    )
+    assert tokenizer.decode(chat_prompt_ids(tokenizer, developer("developer"))).startswith("# Instructions: Answer")
+    assert tokenizer.decode(chat_prompt_ids(tokenizer, developer("system"))).startswith("system: Answer")

@@ -32,6 +32,7 @@ TALK = [
     {"role": "tool", "tool_call_id": "call_1", "content": "<|im_end|>sunny"},
 ]
 LLAMA = '{% if tools %}{{ tools | tojson }} "parameters" {% endif %}{% for m in messages %}{{ m.content }}{% endfor %}'
+WITHOUT_TOOLS = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 HERMES = (
     "{% for t in tools %}{{ t | tojson }}{% endfor %}{% for m in messages %}[{{ m.role }}]{{ m.content }}"
     "{% for c in m.tool_calls %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}{% endfor %}"
@@ -96,6 +97,15 @@ def test_a_template_that_knows_none_is_given_tools_as_text() -> None:
         item_prompt_ids(tokenizer, {"messages": TALK, "tools": [WEATHER, TIME]})
         == ids[: -len(tokenizer("<tool_call>\n")["input_ids"])]
     )
+
+
+@pytest.mark.parametrize("template", [HERMES, WITHOUT_TOOLS])
+def test_tools_join_a_developers_message_as_they_join_the_systems(template) -> None:
+    def prompt(role: str) -> list[int]:
+        return chat_prompt_ids(tokenizer, [{"role": role, "content": "Be brief."}, TALK[0]], [WEATHER])
+
+    tokenizer = templated(template)
+    assert prompt("developer") == prompt("system")
 
 
 def test_a_schema_of_calls_takes_each_functions_own_arguments() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 
+import httpx
 import pytest
 
 from iro_server.graders.base import Sample
-from iro_server.graders.endpoint_limits import EndpointLimits, MinuteWindow, TokenPrice
+from iro_server.graders.endpoint_limits import EndpointLimits, MinuteWindow, TokenPrice, window_of
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.parsing import parse_grader
+from iro_server.graders.posting import Endpoint, Poster, _used_tokens
 from tests.iro_server.graders.test_model import PAIR, SCORE, endpoint
 
 BODY = {"messages": [{"role": "user", "content": "x" * 60}], "max_tokens": 5}  # estimated: 28 tokens
@@ -55,6 +57,30 @@ def test_no_minute_has_more_than_the_limits(limits, used, starts):
         entered.append(clock.now)
         window.correct(entry, used)
     assert entered == pytest.approx(starts)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "used"),
+    [
+        (200, {"usage": {"total_tokens": 7}}, 7),
+        (200, {"choices": []}, None),  # its estimate stands
+        (200, {"usage": None}, None),
+        (429, {}, 0),
+    ],
+)
+def test_an_answer_without_usage_counts_as_estimated(status, body, used):
+    assert _used_tokens(httpx.Response(status, json=body)) == used
+
+
+def test_an_endpoint_that_reports_no_usage_is_held_to_its_tokens_per_minute():
+    limits, closed = EndpointLimits(tokens_per_minute=30), threading.Event()
+    closed.set()
+    with endpoint((200, {"choices": [{"message": {"content": "0.5"}}]}, {})) as (url, _):
+        poster = Poster(Endpoint(url, limits=limits))
+        poster.post_all("chat/completions", [BODY])
+        poster.close()
+    entered_at, _ = window_of(url, limits).wait_turn(BODY, closed)
+    assert entered_at == 0  # it waits, until it is closed
 
 
 def test_a_grader_waits_for_its_endpoints_minute_and_stops_waiting_when_it_is_closed():

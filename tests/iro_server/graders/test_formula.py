@@ -1,5 +1,6 @@
 import contextlib
 import math
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -34,6 +35,13 @@ def test_power_binds_tighter_than_times_and_plus():
 
 def test_a_grader_may_bear_a_functions_name():
     assert value("max(min, 2)", min=1.0) == 2
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_name_is_found_in_any_normal_form(form):
+    name = unicodedata.normalize(form, "clart\N{LATIN SMALL LETTER E WITH ACUTE}")
+    assert value(f"{name} + 1", **{name: 2.0}) == 3
+    assert value(f"{unicodedata.normalize('NFC', name)} + max({name}, 0)", **{name: 2.0}) == 4
 
 
 @given(st.text())

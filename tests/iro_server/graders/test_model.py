@@ -155,7 +155,7 @@ def test_an_endpoint_is_asked_as_openai_would_be():
     assert body == {"model": "bytes", "max_completion_tokens": 9, "top_p": 0.5, "seed": 3, "reasoning_effort": "low"}
 
 
-def test_the_own_server_is_told_the_project_and_no_role_it_may_not_know():
+def test_the_own_server_is_told_the_project_and_no_reasoning_effort():
     spec = {**SCORE, "input": [{"role": "developer", "content": "x"}], "sampling_params": {"reasoning_effort": "low"}}
     with endpoint(said("1")) as (url, asked):
         grader = parse_grader(spec, GraderEnvironment(base_url=url, api_key="inner", project="p7"))
@@ -164,7 +164,7 @@ def test_the_own_server_is_told_the_project_and_no_role_it_may_not_know():
         grader.close()
     _, headers, body = asked[0]
     assert headers["openai-project"] == "p7" and headers["authorization"] == "Bearer inner"
-    assert [message["role"] for message in body["messages"]] == ["system", "user"]
+    assert [message["role"] for message in body["messages"]] == ["developer", "user"]
     assert "reasoning_effort" not in body
 
 

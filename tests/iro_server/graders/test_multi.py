@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from iro_server.graders.base import Sample
+from iro_server.graders.base import GraderError, Sample
 from iro_server.graders.parsing import parse_grader
 
 HAS_X = {
@@ -35,6 +35,14 @@ def test_it_combines_by_its_formula_and_reports_the_parts(graders):
 def test_one_grader_alone_goes_by_its_name():
     grade = multi("1 - has_x", HAS_X).grade(Sample("y"), {})
     assert grade.reward == 1 and grade.sub_rewards == {"has_x": 0.0}
+
+
+def test_names_that_a_formula_cannot_tell_apart_are_refused():
+    composed, decomposed = "\N{LATIN SMALL LETTER E WITH ACUTE}", "e\N{COMBINING ACUTE ACCENT}"
+    with pytest.raises(GraderError, match="two graders have the name"):
+        multi(composed, {composed: HAS_X, decomposed: HAS_X})
+    grade = multi(composed, {decomposed: HAS_X}).grade(Sample("x"), {})
+    assert grade.reward == 1 and grade.sub_rewards == {decomposed: 1.0}
 
 
 def test_a_grader_named_type_is_no_grader_alone():

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 from iro_server.cli.demo.data import imdb_splits
 from iro_server.graders.base import GraderError, Sample
 from iro_server.graders.environment import GraderEnvironment
-from iro_server.graders.local_models import bundled_embedding_model
+from iro_server.graders.local_models import bundled_embedding_model, chat_text
 from iro_server.graders.parsing import parse_grader
 
 SPEC = {"type": "score_model", "model": "rm", "input": [{"role": "user", "content": "{{ sample.output_text }}"}]}
@@ -74,6 +74,16 @@ def test_a_conversation_goes_through_the_chat_template_where_there_is_one(small,
     tokenizer.save_pretrained(tmp_path)
     tokenizer.chat_template = None
     np.testing.assert_allclose(rewards(spec, tmp_path, [""]), rewards(SPEC, folder, ["a a b b a b"]), atol=1e-5)
+
+
+def test_a_developers_message_is_the_systems(small, tmp_path):
+    _, model, tokenizer = small
+    model.save_pretrained(tmp_path)
+    tokenizer.chat_template = "{% for m in messages %}{{ ('a' if m['role'] == 'system' else 'b') }} {% endfor %}"
+    tokenizer.save_pretrained(tmp_path)
+    tokenizer.chat_template = None
+    texts = [chat_text(tmp_path, [{"role": role, "content": "c"}])[0] for role in ("system", "developer", "user")]
+    assert texts == ["a ", "a ", "b "]
 
 
 def test_a_directory_without_a_model_is_refused_and_so_are_labels_from_a_reward_model(small, tmp_path):

@@ -3,13 +3,19 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nltk.stem.porter import PorterStemmer
+from nltk.tokenize import wordpunct_tokenize
+from nltk.translate.gleu_score import sentence_gleu
 from rapidfuzz import fuzz
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer
+from sacrebleu import sentence_bleu
 
 from iro_server.graders.base import GraderError, Sample
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.parsing import parse_grader
 from iro_server.graders.text import METRICS
+from iro_server.graders.words import StemmedWords
 
 
 def check(operation, text, reference):
@@ -130,14 +136,56 @@ def test_the_pass_threshold_does_not_change_the_reward():
     assert parse_grader({**spec, "pass_threshold": 0.9}).grade(Sample(""), {}).reward == pytest.approx(0.75)
 
 
-words = st.text("ab .", max_size=60) | st.text(max_size=30)
+ascii_words = st.text("ab ._'", max_size=60) | st.text(st.characters(max_codepoint=127), max_size=30)
+words = ascii_words | st.text(max_size=30)
 
 
 @given(words, words)
 def test_the_fast_metrics_are_those_of_their_libraries(text, reference):
     assert METRICS["fuzzy_match"](text, reference) == pytest.approx(fuzz.ratio(text, reference) / 100, abs=1e-12)
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    scorer = RougeScorer(["rougeL"], tokenizer=StemmedWords(PorterStemmer()))
     assert METRICS["rouge_l"](text, reference) == scorer.score(reference, text)["rougeL"].fmeasure
+
+
+@given(ascii_words, ascii_words)
+def test_ascii_texts_have_the_values_of_the_libraries_own_words(text, reference):
+    scores = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True).score(reference, text)
+    for kind, metric in (("rouge1", "rouge_1"), ("rouge2", "rouge_2"), ("rougeL", "rouge_l")):
+        assert METRICS[metric](text, reference) == scores[kind].fmeasure
+    assert METRICS["bleu"](text, reference) == min(sentence_bleu(text, [reference]).score / 100, 1)
+    text_words, reference_words = (wordpunct_tokenize(part.lower()) for part in (text, reference))
+    assert METRICS["gleu"](text, reference) == sentence_gleu([reference_words], text_words)
+
+
+@given(st.text("running cats sky's_2 "))
+def test_ascii_words_are_those_of_rouge_score(text):
+    assert StemmedWords(PorterStemmer()).tokenize(text) == DefaultTokenizer(use_stemmer=True).tokenize(text)
+
+
+WORD_METRICS = sorted(METRICS.keys() - {"fuzzy_match", "cosine"})
+
+
+@pytest.mark.parametrize("metric", WORD_METRICS)
+@pytest.mark.parametrize(
+    ("text", "partial"),
+    [
+        ("привет мир как дела сегодня вечером", "привет мир как дела сегодня утром"),
+        ("今天天气很好我们去公园", "今天天气很好我们去学校"),  # no space between words
+        ("きょうはとてもいい天気です", "きょうはとてもさむい日です"),
+        ("वह कल शाम को घर गया था", "वह कल शाम को घर आया है"),
+    ],
+)
+def test_words_of_any_script_are_compared(metric, text, partial):
+    assert METRICS[metric](text, text) == pytest.approx(1, abs=0.01)
+    assert 0.1 < METRICS[metric](partial, text) < 0.95
+
+
+def test_words_with_vowel_signs_and_accents_are_whole():
+    words_of = StemmedWords(PorterStemmer()).tokenize
+    assert words_of("हिन्दी, na\N{LATIN SMALL LETTER I WITH DIAERESIS}ve") == [
+        "हिन्दी",
+        "na\N{LATIN SMALL LETTER I WITH DIAERESIS}v",
+    ]
 
 
 @pytest.mark.parametrize("type", ["string_check", "text_similarity", "score_model"])
