@@ -7,6 +7,8 @@ out/checkpoints/*.pt   what `Run.step` and `Run.checkpoint` saved; a killed run 
 out/checkpoints/*.arrow  tables of those values, as Hugging Face datasets reads them
 out/tensorboard/       the numbers of metrics.jsonl as scalars
 out/figures/*.png      drawn from the files above and result.json only, so that they can be redrawn
+out/figures.json       their names, once all are drawn
+out/lock               held by the process that works in the folder
 out/metrics.csv        metrics.jsonl as a table, once the run has ended
 out/result.json        config, seeds, versions, checks, and what the function returned; written last
 """
@@ -28,12 +30,12 @@ import numpy as np
 from opentelemetry import trace
 from pydantic import BaseModel, ConfigDict, Field
 
+from training import run_folder
 from training.checkpoints import VARIABLE as STORAGE_VARIABLE
 from training.checkpoints import About, SavedValue, WithTables, claim, open_checkpoints
 from training.json_values import JsonObject
 from training.metrics import Board, metrics_csv, read_rows
 from training.provenance import input_hashes, versions
-from training.run_folder import continues, has_several_seeds, has_single_run, is_record_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -65,7 +67,7 @@ class Cancelled(Exception):
 
 
 class RunError(ValueError):
-    """The run folder belongs to another run."""
+    """The run folder belongs to another run, or another process works in it."""
 
 
 class JobConfig(BaseModel):
@@ -267,17 +269,17 @@ class Job(Generic[AnyConfig]):
         """Run, or go on with what ``out`` holds of the same run, and return result.json.
 
         Several seeds (config.seed, +1, …) run one after another in ``out/seed-<seed>``. Raises pydantic's
-        ValidationError for a bad config, RunError if ``out`` holds another run, one of other input files, or one of
-        several seeds where this is of one and the reverse, Cancelled once ``should_stop`` is true, StorageUnavailable
-        where checkpoints cannot be kept or read.
+        ValidationError for a bad config, RunError if another process works in ``out`` or if it holds another run, one
+        of other input files, or one of several seeds where this is of one and the reverse, Cancelled once
+        ``should_stop`` is true, StorageUnavailable where checkpoints cannot be kept or read.
         """
         config = config if isinstance(config, self.Config) else self.Config.model_validate(config)
         out = Path(out)
         if seeds == 1:
-            if has_several_seeds(out):
+            if run_folder.has_several_seeds(out):
                 raise RunError(f"{out} holds a run of several seeds; choose another folder for a run of one")
             return self._execute(config, out, on_event, should_stop)
-        if has_single_run(out):
+        if run_folder.has_single_run(out):
             raise RunError(f"{out} holds a run of one seed; choose another folder for several seeds")
         per_seed = []
         for seed in range(config.seed, config.seed + seeds):
@@ -305,13 +307,27 @@ class Job(Generic[AnyConfig]):
             "inputs": input_hashes(config),
             "versions": versions(),
         }
+        with run_folder.hold(out) as is_free:
+            if not is_free:
+                raise RunError(f"another process is working in {out}; wait for it or choose another folder")
+            return self._execute_alone(header, config, out, on_event, should_stop)
+
+    def _execute_alone(
+        self,
+        header: JsonObject,
+        config: AnyConfig,
+        out: Path,
+        on_event: Callable[[RunEvent], None] | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> JsonObject:
+        """Run in a folder whose lock this process holds."""
         started = out / "config.json"
         location = None
         if started.exists():
             before = json.loads(started.read_text())
             location = before.pop("checkpoints", None)
             free = config.movable | config.extendable
-            if before["job"] != header["job"] or not continues(before["config"], config, free):
+            if before["job"] != header["job"] or not run_folder.continues(before["config"], config, free):
                 raise RunError(f"{out} holds another run ({before['job']}); choose another folder")
             # A folder of an earlier version has no "inputs".
             changed = [
@@ -324,8 +340,7 @@ class Job(Generic[AnyConfig]):
         elif storage := os.environ.get(STORAGE_VARIABLE):
             location = claim(storage, f"{self.name}-{out.absolute().name}")
         finished = out / "result.json"
-        is_drawn = any((out / "figures").glob("*"))
-        if not is_record_of(finished, header, config.extendable):
+        if not run_folder.is_record_of(finished, header, config.extendable):
             with closing(Run(out, config.seed, on_event, should_stop, location=location)) as run:
                 _write_json(started, header | ({"checkpoints": location} if location else {}))
                 try:
@@ -335,10 +350,11 @@ class Job(Generic[AnyConfig]):
                         started.unlink()  # a corrected config may use the folder
                     raise
             (out / "metrics.csv").write_text(metrics_csv(out))
+            run_folder.forget_figures(out)
             _write_json(finished, header | {"seeds": [config.seed], "checks": run.checks, **returned})
-            is_drawn = False
-        if self.draw is not None and not is_drawn:
+        if self.draw is not None and not run_folder.has_figures(out):
             self.draw(out)
+            run_folder.note_figures(out)
         result: JsonObject = json.loads(finished.read_text())
         return result
 

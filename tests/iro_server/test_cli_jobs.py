@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -119,7 +120,8 @@ EVENT = b'data: {"id": "ev-1", "type": "message", "level": "info", "created_at":
 
 def test_a_server_that_is_unavailable_for_a_while_is_asked_again(monkeypatch):
     pauses: list[float] = []
-    monkeypatch.setattr(cli_jobs.time, "sleep", pauses.append)
+    clock = {name: getattr(time, name) for name in ("time", "monotonic", "strftime", "localtime")}
+    monkeypatch.setattr(cli_jobs, "time", SimpleNamespace(**clock, sleep=pauses.append))
     answers: dict[str, list[Answer]] = {
         "/events": [
             (200, {}, EVENT),  # and the stream ends without the job

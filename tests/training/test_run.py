@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -171,6 +176,91 @@ def test_a_finished_run_without_figures_gets_them(tmp_path: Path) -> None:
     draw = replace(WALK, draw=lambda folder: (folder / "figures" / "walk.png").touch())
     draw.execute({}, tmp_path)
     assert (tmp_path / "figures" / "walk.png").exists()
+
+
+@pytest.mark.parametrize("remove", [lambda figures: (figures / "a.png").unlink(), None])
+def test_figures_of_which_one_is_missing_are_drawn_again(remove: Callable[[Path], None] | None, tmp_path: Path) -> None:
+    """One that was removed, or that a killed process did not come to."""
+    drawings: list[Path] = []
+
+    def draw(folder: Path) -> None:
+        drawings.append(folder)
+        (folder / "figures/a.png").touch()
+        if remove is None and len(drawings) == 1:
+            raise Killed
+        (folder / "figures/b.png").touch()
+
+    job = replace(WALK, draw=draw)
+    with pytest.raises(Killed) if remove is None else nullcontext():
+        job.execute({}, tmp_path)
+    if remove:
+        remove(tmp_path / "figures")
+    for _ in range(2):
+        job.execute({}, tmp_path)
+        assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["a.png", "b.png"]
+    assert len(drawings) == 2
+
+
+def test_figures_of_a_shorter_run_are_drawn_again_where_an_extension_did_not_come_to_it(tmp_path: Path) -> None:
+    drawings: list[int] = []
+
+    def draw(folder: Path) -> None:
+        drawings.append(json.loads((folder / "result.json").read_text())["config"]["steps"])
+        if len(drawings) == 2:
+            raise Killed
+        (folder / "figures/walk.png").touch()
+
+    job = Job("walk", "", ExtendableConfig, walk, draw=draw)
+    job.execute({"steps": 2}, tmp_path)
+    with pytest.raises(Killed):
+        job.execute({"steps": 4}, tmp_path)
+    job.execute({"steps": 4}, tmp_path)
+    assert drawings == [2, 4, 4]
+
+
+def test_a_folder_takes_one_process_at_a_time(tmp_path: Path) -> None:
+    """A second one would cut off metrics.jsonl at the first one's last checkpoint."""
+
+    def run_twice(config: WalkConfig, run: Run) -> dict:
+        run.metrics({"step": 0})
+        with pytest.raises(RunError, match=r"another process is working in .*; wait for it or choose another"):
+            WALK.execute({}, tmp_path)
+        return walk(config, run)
+
+    replace(WALK, run=run_twice).execute({}, tmp_path)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 5
+    assert WALK.execute({}, tmp_path)["checks"][0]["holds"]
+
+
+HOLD = "import sys, time; from pathlib import Path; from training.run_folder import hold\n"
+HOLD += "with hold(Path(sys.argv[1])) as is_free: print(is_free, flush=True); time.sleep(60)"
+
+
+def test_a_killed_process_leaves_its_folder_to_the_next(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "True\n"
+        with pytest.raises(RunError, match="another process"):
+            WALK.execute({}, tmp_path)
+        holder.kill()
+    assert WALK.execute({}, tmp_path)["checks"][0]["holds"]
+
+
+def test_a_file_system_without_locks_takes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert WALK.execute({}, tmp_path)["checks"][0]["holds"]
+
+
+def test_a_finished_run_is_read_from_a_folder_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = WALK.execute({}, tmp_path)
+    monkeypatch.setattr("training.run_folder.LOCK", "absent/lock")
+    (tmp_path / "absent").touch()  # stands in for a read-only file system, which root cannot make of a folder
+    monkeypatch.setattr("training.run_folder.READ_ONLY", {errno.ENOTDIR})
+    assert WALK.execute({}, tmp_path) == result
 
 
 def test_a_config_with_an_unknown_field_starts_nothing(tmp_path: Path) -> None:

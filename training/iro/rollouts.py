@@ -44,9 +44,10 @@ class Source(Protocol):
 class Batch:
     """Prompts that are rolled out at once, in lockstep, each with a seed of its own.
 
-    ``sampling``: of the frozen model's tokens, without a seed. ``params``, ``max_tokens``, ``stack``: the search of
-    each prompt, the length of a completion, the value functions that rank its rows. ``tilt``: steers where the search
-    has a strength. ``spec``: the features that a fit reads. ``head_states``: whether the fit of a tilt follows.
+    ``sampling``: of the frozen model's tokens, without a seed; a prompt's is ``sampling_of``. ``params``,
+    ``max_tokens``, ``stack``: the search of each prompt, the length of a completion, the value functions that rank its
+    rows. ``tilt``: steers where the search has a strength. ``spec``: the features that a fit reads. ``head_states``:
+    whether the fit of a tilt follows.
     """
 
     prompts: Sequence[Prompt]
@@ -64,6 +65,12 @@ class Batch:
         if self.tilt is None or not self.params.strength:
             return None
         return Steering(self.tilt, self.params.strength, self.params.max_kl)
+
+    def sampling_of(self, prompt: Prompt, seed: int) -> Sampling:
+        """A conversation with tools is not held to the schema, under which the model could not write a call: neither is
+        a request with tools to the job's model."""
+        has_tools = "messages" in prompt.item and bool(prompt.item.get("tools"))
+        return replace(self.sampling, seed=seed, schema=None if has_tools else self.sampling.schema)
 
 
 def rollout_sampling(temperature: float, info: ModelInfo, schema: str | None = None) -> Sampling:
@@ -115,12 +122,11 @@ def roll_out(engine: Engine, batch: Batch, states_of: StatesOf | None = None) ->
     scorer = batch.stack if batch.params.rows > 1 else None  # a single row leaves nothing to choose
 
     async def search(prompt: Prompt, seed: int) -> SearchResult:
-        sampling = replace(batch.sampling, seed=seed)
         return await guided_search(
             engine,
             prompt.token_ids,
             batch.params,
-            sampling,
+            batch.sampling_of(prompt, seed),
             batch.max_tokens,
             scorer,
             steering=batch.steering,

@@ -49,8 +49,12 @@ def judge(rewards: Rewards, repeats: Repeats, expected: Interval | None, error: 
             "Have it decide the same each time: fix its seed, set a judge's temperature to 0, or average calls."
         )
         return Verdict("flaky_grader", message)
-    if equal > MOST_EQUAL or len(values) < LEAST_PROMPTS or expected.low <= 0:
+    if len(values) < LEAST_PROMPTS:
+        return Verdict("more_rollouts", _slow(len(values)))
+    if equal > MOST_EQUAL:
         return Verdict("more_rollouts", _more(len(values), equal, max(map(len, values))))
+    if expected.low <= 0:
+        return Verdict("more_rollouts", _few_prompts(expected, len(values), equal))
     return Verdict("go", _go(expected, len(values), repeats))
 
 
@@ -62,18 +66,32 @@ def _constant(flat: list[float]) -> str:
     )
 
 
+def _slow(prompts: int) -> str:
+    return (
+        f"Only {prompts} prompts were graded in the time that an estimate has, too few to say more: the sampling "
+        "or the grader is slow. Lower max_tokens, speed up the grader, or raise the server's IRO_ESTIMATE_SECONDS."
+    )
+
+
 def _more(prompts: int, equal: float, rollouts: int) -> str:
-    if prompts < LEAST_PROMPTS:
-        return (
-            f"Only {prompts} prompts were graded in the time that an estimate has, too few to say more: the sampling "
-            "or the grader is slow. Lower max_tokens, speed up the grader, or raise the server's IRO_ESTIMATE_SECONDS."
-        )
+    """``equal``: above ``MOST_EQUAL``, below 1. The job may already have as many rollouts as are needed."""
     differing = round((1 - equal) * prompts)
-    factor = math.ceil(math.log(0.5) / math.log(equal)) if 0 < equal < 1 else 2
+    needed = math.ceil(math.log(0.5) / math.log(equal)) * rollouts
     return (
         f"Only {differing} of {prompts} prompts have completions with different rewards, at {rollouts} completions "
-        f"each. With about {max(2, factor) * rollouts} (rollouts_per_prompt) every second prompt would; or give "
+        f"each. Every second prompt would with about {needed}: raise rollouts_per_prompt if it is lower, or give "
         "partial credit."
+    )
+
+
+def _few_prompts(expected: Interval, prompts: int, equal: float) -> str:
+    """Where enough of the prompts differ, only their number lets the interval reach 0: no prompt has a loss."""
+    differing = round((1 - equal) * prompts)
+    return (
+        f"Expected gain {expected.mean:+.3g}, but its 95 % interval reaches 0 ({expected.low:+.3g} to "
+        f"{expected.high:+.3g}): {prompts} prompts, {differing} of them with different rewards, are too few to show a "
+        "gain. Estimate more prompts: by an estimate of its own (the one beside a job takes few), with more training "
+        "rows, or, if the time was short, with a lower max_tokens."
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from limits.storage import memory
 
 from iro_server.access.rates import Allowance, RateLimitExceeded, Rates
 
@@ -26,7 +27,7 @@ class Clock:
 def clock_at(second: float) -> Iterator[Clock]:
     clock = Clock(START + second)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(time, "time", lambda: clock.now)
+        patch.setattr(memory, "time", SimpleNamespace(time=lambda: clock.now))
         yield clock
 
 
