@@ -39,7 +39,7 @@ class Grading:
         self._grades: LRUCache[Key, Grade] = LRUCache(REMEMBERED)
         self._references: dict[str, list[Sample]] = {}  # by item as JSON, of a grader that compares
         self._max_judge_tokens = GraderEnvironment.of_this_process().max_judge_tokens
-        self._judge_tokens = 0.0  # of the steps that are done
+        self.total: Tally = {}  # of the steps that are done
 
     def grade(self, prompts: Sequence[Prompt], tokens: Sequence[Sequence[Sequence[int]]]) -> list[list[Grade]]:
         """A grade for each completion of each prompt; its reward is NaN where the grader gave none.
@@ -152,11 +152,12 @@ class Grading:
             raise AlignError(f"loss bce takes rewards in [0, 1]; the grader gave {outside}", "invalid_reward", "loss")
 
     def charge(self, tally: Tally) -> None:
-        """Count what the judges of a finished step took, in this process or before. AlignError beyond their limit."""
-        self._judge_tokens += sum(tally["grader_tokens"].values())
-        limit = self._max_judge_tokens
-        if limit is not None and self._judge_tokens > limit:
-            message = f"the graders' models took {self._judge_tokens:.0f} tokens; a job's limit is {limit} tokens"
+        """Count what a finished step took, in this process or before. AlignError where the judges took more than their
+        limit."""
+        self.total = merge([self.total, tally])
+        limit, judge_tokens = self._max_judge_tokens, sum(self.total["grader_tokens"].values())
+        if limit is not None and judge_tokens > limit:
+            message = f"the graders' models took {judge_tokens:.0f} tokens; a job's limit is {limit} tokens"
             raise AlignError(message, "judge_token_limit", "grader")
 
     def _warn(self, message: str) -> None:

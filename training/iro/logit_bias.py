@@ -333,6 +333,10 @@ class BiasFit:
         gain, half_width = mean_and_half_width([new - old for new, old in zip(chosen, plain, strict=True)])
         improved = gain - half_width > 0
         message = f"Held-out reward {mean_and_error(chosen)[0]:.3f}, plain {mean_and_error(plain)[0]:.3f}"
+        if setting == PLAIN:
+            message += ". No setting is surely better on held-out prompts: request.json is the plain request"
+        elif not improved:
+            message += ". The 95 % interval of the gain is not above 0: request.json is not shown to be better"
         self.run.emit("message", message, level="info" if improved else "warn")
         return {
             "improved": improved,

@@ -22,6 +22,7 @@ import numpy as np
 from iro_server.engines.describe import Description
 from iro_server.graders.base import Grader
 from iro_server.graders.parsing import parse_grader
+from iro_server.jobs.estimates.statistics import all_equal
 from training.iro import distance, report
 from training.iro.collection import Collection, ShardNames
 from training.iro.config import AlignConfig
@@ -29,7 +30,7 @@ from training.iro.data import AlignError, Prompt, Slice, shards_of, split
 from training.iro.diagnostics import BY_POSITION, emit_correlation, mean_and_error, mean_and_half_width
 from training.iro.executor import Executor
 from training.iro.fit import Scale, Shards
-from training.iro.grading import Grading, Tally, merge
+from training.iro.grading import Grading, merge
 from training.iro.learners import make_learner
 from training.iro.lengths import with_max_tokens
 from training.iro.over_optimization import CODE, departures, first_usual, warning
@@ -37,7 +38,7 @@ from training.iro.planned_steps import planned_steps, validates
 from training.iro.rollouts import HEAD_STATES, PREFIXES, Batch, exploring, guided, plain, tilted_rollouts
 from training.iro.samples import emit_samples
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT, TILTED
-from training.iro.serving import Served, serve
+from training.iro.serving import Served, serve, within_max_rows
 from training.iro.tilt_rows import TiltData
 from training.iro.tilt_trials import Limits
 from training.iro.tilting import Round, Start, Tilting, numbered, tries_tilts, warn_of_refused
@@ -125,8 +126,8 @@ class Alignment:
         return tilting.outcome
 
     def serve(self, step: int) -> Served:
-        """What the step's model is served with; without tilts, the search that the config asks for."""
-        prompts, search = self.prompts.validation, guided(self.config)
+        """What the step's model is served with; without tilts, the config's search within ``max_rows``."""
+        prompts, search = self.prompts.validation, within_max_rows(self.config)
         assert self.stack is not None
         if self.draws(step):
             return serve(self.run, self.validation, step, prompts, self.stack, self.base_rows)
@@ -145,7 +146,7 @@ class Alignment:
 
     def iterate(self, step: int) -> JsonObject:
         """One iteration: its history row. Where it validates, ``stacks`` and ``served`` get what it is served with."""
-        part, draws = self.prompts.slices[step - 1], self.draws(step)
+        part, draws, earlier = self.prompts.slices[step - 1], self.draws(step), set(self.validation.tallies)
         collected = self.collect(step, part)
         if step == 1:
             shards = [*collected.train, *collected.heldout]
@@ -166,7 +167,8 @@ class Alignment:
         if served is not None:
             self.stacks[step], self.served[step] = self.stack, served
         valid = None if served is None else served.validated
-        row = self.run.step(f"{step}-report", lambda: self.report(step, collected, fitted, tried, valid))
+        searches = [name for name in self.validation.tallies if name not in {*earlier, *tried}]
+        row = self.run.step(f"{step}-report", lambda: self.report(step, collected, fitted, tried, searches, valid))
         row |= {"path": row["path"] and str(self.bundle_folder(step))}  # the run's folder may be restored elsewhere
         for rollouts, _ in [*names, *heldout_names]:
             self.run.drop_table(rollouts, PREFIXES)
@@ -222,7 +224,7 @@ class Alignment:
         if self.config.loss == "bce":
             return {"mean": 0.0, "sd": 1.0}
         rewards = np.array(self.known_rewards(names))
-        if len(rewards) < 2 or rewards.std() == 0:
+        if len(rewards) < 2 or all_equal(rewards.tolist()):
             raise AlignError(
                 f"all {len(rewards)} graded rollouts of the frozen model got the same reward: nothing to learn",
                 "constant_reward",
@@ -269,7 +271,8 @@ class Alignment:
                     "total_steps": self.config.iterations,
                     "full_valid_mean_reward": base,
                     "best_of_n": best,
-                    "timing": report.timing(self.run, [], [], valid),
+                    "usage": report.usage(report.length_tally(self.run), {}, valid.finals),
+                    "timing": report.timing(self.run, ["lengths"] * self.run.has("lengths"), [], [], valid),
                 },
                 f"The frozen model: full validation mean reward={base:.3f} (best of {self.config.rollouts_per_prompt}, "
                 f"picked by the grader: {best:.3f})",
@@ -285,15 +288,20 @@ class Alignment:
         collected: Collected,
         fitted: JsonObject,
         tried: list[str],
+        searches: list[str],
         valid: Validated | None,
     ) -> JsonObject:
-        """Write the iteration's metrics, save the bundle where it was validated, and tell who follows."""
+        """Write the iteration's metrics, save the bundle where it was validated, and tell who follows.
+
+        ``tried``: steps that chose β. ``searches``: those that chose a tilt or a way to serve, of which ``valid``.
+        """
         assert self.stack is not None
         shards = [*collected.train, *collected.heldout]
-        train = self.tallies([rewards for _, rewards in shards], "tally")
+        train = merge(self.run.load(rewards)["tally"] for _, rewards in shards)
         row: JsonObject = {"step": step, "total_steps": self.config.iterations}
-        beta = self.tallies(tried, "finals")
-        row |= report.metrics_row(self.grader, self.known_rewards(shards), train, beta, valid)
+        choosing = [name for name in searches if valid is None or name not in valid.steps]
+        beta, chosen = (merge(self.validation.tallies[name] for name in names) for names in (tried, choosing))
+        row |= report.metrics_row(self.grader, self.known_rewards(shards), train, beta, chosen, valid)
         row["betas"] = list(self.betas)
         row |= {name: fitted["overall"][name] for name in ("correlation", "stack_correlation")}
         row["r2"] = mean_and_error(fitted["r2"])[0]
@@ -301,7 +309,8 @@ class Alignment:
         if valid:
             self.save(folder, self.stack, row)
         sampling = [name for names in shards for name in names]
-        timing = report.timing(self.run, sampling, [f"{step}-fit", *tried], valid)
+        choosing += chain(*(tilt_round.steps for tilt_round in self.rounds.get(step, [])))
+        timing = report.timing(self.run, sampling, [f"{step}-fit", *tried], choosing, valid)
         self.run.metrics(row | {"timing": timing}, report.message(row))
         emit_correlation(self.run, step, fitted["stack_correlation"])
         if valid:
@@ -318,9 +327,6 @@ class Alignment:
 
     def bundle_folder(self, step: int) -> Path:
         return (self.run.folder / "iterations" / str(step)).absolute()
-
-    def tallies(self, names: Sequence[str], part: str) -> Tally:
-        return merge(self.run.load(name)[part] for name in names)
 
     def final_check(self, best: JsonObject, served: Served) -> None:
         """How far the best iteration is above the frozen model, on prompts that did not choose it."""
@@ -363,8 +369,11 @@ class Alignment:
             self.run.emit("message", distance.warning(tilt, served.strengths), data, level="warn")
         served_mean = mean_and_error([row["value_pick"] for row in served.validated.rows])[0]
         reward = f"{served_mean:.3f}, {base_mean:.3f} of the frozen model"
-        self.run.emit("message", f"The best of {len(history)} steps is {best['step']}: validation reward {reward}")
-        return {
+        spent = report.spent(self.run, self.grading.total)
+        self.run.emit(
+            "message", f"The best of {len(history)} steps is {best['step']}: validation reward {reward}", spent
+        )
+        return spent | {
             "best_iteration": best["step"],
             "max_tokens": self.config.max_tokens,
             "search": served.params.model_dump(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -18,13 +18,15 @@ from training.run import Run
 
 KEPT_CHECKPOINTS = 3  # checkpoints
 NOTHING = Validated([], {}, {}, [])
+NO_TOKENS: dict[str, float] = dict.fromkeys(("prompt_tokens", "completion_tokens", "base_tokens", "value_tokens"), 0)
 NO_REASONING = {"train_reasoning_tokens_mean": 0.0, "valid_reasoning_tokens_mean": 0.0}  # clients of RFT read them
 
 
 def metrics_row(
-    grader: Grader, train_rewards: Sequence[float], train: Tally, beta: Tally, valid: Validated | None
+    grader: Grader, train_rewards: Sequence[float], train: Tally, beta: Tally, choosing: Tally, valid: Validated | None
 ) -> JsonObject:
-    """Rewards, errors and tokens of an iteration: ``train`` of its rollouts, ``beta`` of the searches that chose β.
+    """Rewards, errors and tokens of an iteration: ``train`` of its rollouts, ``beta`` of the searches that chose β,
+    ``choosing`` of those that chose a tilt and a way to serve it.
 
     What validation would tell is NaN where there was none. Its scores are those of the completions the values picked.
     """
@@ -47,11 +49,35 @@ def metrics_row(
         "graders": _scores(grader, train, valid.picks),
     }
     row["errors"] = {"graders": [_errors(grader, train, valid.finals)]}
-    row["usage"] = merge([train, beta, valid.finals])["usage"] | {
-        "samples": NO_REASONING,
-        "graders": _grader_usage(merge([train, beta]), valid.finals),
-    }
+    row["usage"] = usage(merge([train, beta]), choosing, valid.finals)
     return row
+
+
+def usage(train: Tally, choosing: Tally, valid: Tally) -> JsonObject:
+    """Tokens of all searches, of those of ``choosing`` alone, and of the models that graders called."""
+    return merge([train, choosing, valid])["usage"] | {
+        "choosing": NO_TOKENS | choosing.get("usage", {}),
+        "samples": NO_REASONING,
+        "graders": _grader_usage({"train_": train, "choosing_": choosing, "valid_": valid}),
+    }
+
+
+def spent(run: Run, graded: Tally) -> JsonObject:
+    """``usage`` and ``timing`` of a whole job. ``graded``: all that it graded."""
+    total = merge([length_tally(run), graded])
+    seconds = run.seconds(run.checkpoints.names())
+    return {
+        "usage": total["usage"] | {"graders": _grader_usage({"": total})},
+        "timing": {"full_job": seconds},
+    }
+
+
+def length_tally(run: Run) -> Tally:
+    """Of the samples that ``max_tokens`` "auto" is measured with."""
+    if not run.has("lengths"):
+        return {}
+    tokens = sum(run.load("lengths")["lengths"])
+    return {"usage": {"completion_tokens": tokens, "base_tokens": tokens}}
 
 
 def _scores(grader: Grader, train: Tally, valid: Tally) -> list[JsonObject]:
@@ -76,23 +102,25 @@ def _errors(grader: Grader, train: Tally, valid: Tally) -> JsonObject:
     return errors
 
 
-def _grader_usage(train: Tally, valid: Tally) -> list[JsonObject]:
-    """Tokens by model and, where the operator gave a price, what they cost."""
-    tallies = {"train": train, "valid": valid}
+def _grader_usage(tallies: Mapping[str, Tally]) -> list[JsonObject]:
+    """Tokens by model and, where the operator gave a price, what they cost. ``tallies``: by prefix of their fields."""
     rows = []
     for model in sorted({model for tally in tallies.values() for model in tally.get("grader_tokens", {})}):
         row: JsonObject = {"model": model}
-        for data, tally in tallies.items():
-            row[f"{data}_tokens_count"] = tally.get("grader_tokens", {}).get(model, 0)
+        for prefix, tally in tallies.items():
+            row[f"{prefix}tokens_count"] = tally.get("grader_tokens", {}).get(model, 0)
         if any(model in tally.get("grader_costs", {}) for tally in tallies.values()):
-            row |= {f"{data}_cost": tally.get("grader_costs", {}).get(model, 0.0) for data, tally in tallies.items()}
+            row |= {f"{prefix}cost": tally.get("grader_costs", {}).get(model, 0.0) for prefix, tally in tallies.items()}
         rows.append(row)
     return rows
 
 
-def timing(run: Run, sampling: Sequence[str], training: Sequence[str], valid: Validated | None) -> JsonObject:
+def timing(
+    run: Run, sampling: Sequence[str], training: Sequence[str], choosing: Sequence[str], valid: Validated | None
+) -> JsonObject:
     """Seconds that the iteration's steps took, whichever process took them."""
-    step = {"sampling": run.seconds(sampling), "training": run.seconds(training)}
+    names = {"sampling": sampling, "training": training, "choosing": choosing}
+    step = {part: run.seconds(steps) for part, steps in names.items()}
     step["eval"] = run.seconds(valid.steps) if valid else 0.0
     return {"step": step | {"full_iteration": sum(step.values())}}
 

@@ -134,8 +134,8 @@ def departures_text(price: JsonObject) -> str:
 def searches(config: AlignConfig, tilted: bool) -> dict[str, SearchParams]:
     """By name, what a model may be served with: of equal rows first what leaves most to the model, which is served
     where validation tells no difference. Values of several rows pick among whole samples, or steer a search by
-    ``LONGER`` chunks or by its own. With a tilt no more rows than ``max_rows``."""
-    full, longer = config.search, LONGER * config.chunk_length
+    ``LONGER`` chunks or by its own. No more rows than ``max_rows``: a way with a tilt that takes more is left out."""
+    full, longer = config.search if tilted else within_max_rows(config), LONGER * config.chunk_length
     samples = {"beam_width": 1, "num_successors": min(full.rows, MAX_SUCCESSORS), "chunk_length": None}
     by_name = {"samples": full.model_copy(update=samples)}
     if longer < config.horizon:
@@ -158,6 +158,16 @@ def searches(config: AlignConfig, tilted: bool) -> dict[str, SearchParams]:
         },
     }
     return {name: params for name, params in tilted_ways.items() if params.rows <= config.max_rows}
+
+
+def within_max_rows(config: AlignConfig) -> SearchParams:
+    """The config's search, of at most ``max_rows`` rows: with fewer beams where two continuations of each are too many,
+    and then with fewer continuations."""
+    full, most = config.search, config.max_rows
+    if full.rows <= most:
+        return full
+    width = min(full.beam_width, max(1, most // min(full.num_successors, 2)))
+    return full.model_copy(update={"beam_width": width, "num_successors": min(full.num_successors, most // width)})
 
 
 def best_way(

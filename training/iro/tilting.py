@@ -83,11 +83,12 @@ def trial_shards(config: AlignConfig, prompts: Sequence[Prompt]) -> list[Sequenc
 
 class Round(NamedTuple):
     """What a round did. ``further_trials``: beside those of ``TRIALS``. ``is_better``: whether it found a tilt.
-    ``tried``: None before it."""
+    ``tried``: None before it. ``steps``: that fitted its tilts and scored its policy's rollouts."""
 
     further_trials: int = 0
     is_better: bool = True
     tried: Tried | None = None
+    steps: tuple[str, ...] = ()
 
 
 def numbered(word: str, count: int) -> str:
@@ -167,7 +168,10 @@ class Tilting:
 
         self.run.step(f"{self.prefix}tilt-report", emit_report)
         self.outcome = Round(
-            len(trials) - num_trials(self.data.steers), best is not None, Tried(base, trials, best or kept, limits)
+            len(trials) - num_trials(self.data.steers),
+            best is not None,
+            Tried(base, trials, best or kept, limits),
+            (f"{self.prefix}tilts", f"{self.prefix}tilt-none"),
         )
         return scaled(best.kind, best.strength, best.sharpness, best.penalty) if best else kept_tilt
 

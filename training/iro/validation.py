@@ -58,12 +58,14 @@ class Searched(NamedTuple):
 
 class Validation:
     """Held-out rewards of policies. ``rescore``: the frozen model's log-probability of each of a prompt's completions,
-    where the engine does not report it of a tilted policy."""
+    where the engine does not report it of a tilted policy. ``tallies``: of all that the steps graded, by step, in the
+    order in which a job takes them."""
 
     rescore: LogprobsOf | None = None
 
     def __init__(self, config: AlignConfig, run: Run, model: Description, grading: Grading, executor: Executor) -> None:
         self.config, self.run, self.model, self.grading, self.executor = config, run, model, grading, executor
+        self.tallies: dict[str, Tally] = {}
 
     def validate(
         self,
@@ -110,6 +112,7 @@ class Validation:
             for searched, grades in graded:
                 judge = partial(self.judge, searched, grades)
                 result = self.run.step(searched.name, judge, "validation", searched.seconds)
+                self.tallies[searched.name] = result["finals"]
                 self.grading.charge(result["finals"])
                 yield result
 

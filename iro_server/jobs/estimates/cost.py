@@ -15,6 +15,8 @@ HELDOUT_SHARE = 0.2  # of an iteration's prompts
 EARLY_TRIALS, LAST_TRIALS = 14, 29  # tilts that a round tries, without lower temperatures and with them
 TRIAL_SAMPLES = 8  # completions of each held-out prompt and tilt
 BETA_TRIALS = 3
+STRENGTHS = 3  # of a tilt, at which one row is validated beside its own
+LENGTH_PROMPTS, LENGTH_SAMPLES, LENGTH_TOKENS = 8, 4, 512  # that max_tokens "auto" is measured with, not graded
 NumCalls = Callable[[int], int]
 
 
@@ -50,14 +52,22 @@ def job_cost(options: AlignmentOptions, rows: Rows, rates: Rates, width: int, nu
     """
     rollouts, validations = job_work(options, rows)
     calls = sum(work.prompts * num_calls(work.completions) for work in [*rollouts, *validations])
-    tokens = num_completions([*rollouts, *validations]) * rates.tokens
+    graded, ungraded = num_completions([*rollouts, *validations]), length_samples(options, rows)
+    tokens = graded * rates.tokens + ungraded * LENGTH_TOKENS
     return {
-        "completions": num_completions([*rollouts, *validations]),
+        "completions": graded + ungraded,
         "base_tokens": round(tokens),
         "grader_calls": calls,
         "seconds": round(tokens / rates.tokens_per_second + calls * rates.grader_seconds),
         "disk_bytes": round(num_completions(rollouts) * rates.tokens * 2 * width * ACTIVATION_BYTES),
     }
+
+
+def length_samples(options: AlignmentOptions, rows: Rows) -> int:
+    """Samples that ``max_tokens`` "auto" is measured with."""
+    if options.max_tokens != "auto":
+        return 0
+    return LENGTH_SAMPLES * min(LENGTH_PROMPTS, rows.training + (rows.validation or 0))
 
 
 def num_completions(works: Iterable[Work]) -> int:
@@ -78,16 +88,17 @@ def job_work(options: AlignmentOptions, rows: Rows) -> tuple[list[Work], list[Wo
         rollouts += [Work(size, max(2, options.rollouts_per_prompt // 2))] * options.tilt_rounds * options.iterations
         trials = (options.tilt_rounds - 1) * EARLY_TRIALS + LAST_TRIALS
         choosing = [Work(held_out, trials * TRIAL_SAMPLES)] * options.iterations
-        ways = rows_of_ways(search_rows)
+        tilted = [count for count in rows_of_ways(search_rows) if count <= options.max_rows]
+        ways = max([*tilted, *[1] * STRENGTHS], [served_rows(options)] * 3, key=sum)  # the latter where none is kept
     else:
         choosing = [Work(held_out, BETA_TRIALS * search_rows)] * (
             options.iterations - 1 if options.betas == "auto" else 0
         )
-        ways = [search_rows]
+        ways = [served_rows(options)]
     validations = math.ceil(options.iterations / options.eval_interval)
     evaluated = [Work(validation, options.rollouts_per_prompt)]
-    evaluated += [Work(validation, count) for count in ways if count <= options.max_rows] * validations
-    evaluated += [Work(check, options.rollouts_per_prompt), Work(check, search_rows)]
+    evaluated += [Work(validation, count) for count in ways] * validations
+    evaluated += [Work(check, options.rollouts_per_prompt), Work(check, max(ways))]
     return rollouts, [*choosing, *evaluated * options.eval_samples]
 
 
@@ -95,6 +106,15 @@ def rows_of_ways(search_rows: int) -> list[int]:
     """Rows of each way to serve a tilted model that a job validates."""
     quarter = max(2, search_rows // 4)
     return [1, *[quarter] * 3, *[search_rows] * 3]
+
+
+def served_rows(options: AlignmentOptions) -> int:
+    """Rows of the search that a model without a tilt is served with: the trainer's ``within_max_rows``."""
+    width, successors, most = options.beam_width, options.num_successors, options.max_rows
+    if width * successors <= most:
+        return width * successors
+    width = min(width, max(1, most // min(successors, 2)))
+    return width * min(successors, most // width)
 
 
 def split(options: AlignmentOptions, rows: Rows) -> tuple[int, int, int]:

@@ -26,8 +26,9 @@ from iro_server.jobs.estimates.statistics import (
     within_prompt_variance,
 )
 from iro_server.jobs.estimates.verdict import judge
+from training.iro import lengths
 from training.iro.data import HELDOUT_SHARE
-from training.iro.serving import searches
+from training.iro.serving import STRENGTHS, searches
 from training.iro.tilt_trials import MOST_STRONGER
 from training.iro.tilting import FURTHER_TRIALS, TRIAL_SAMPLES, num_trials
 from training.iro.trials import PENALTIES, SHARPNESS
@@ -106,6 +107,17 @@ def test_each_trouble_has_its_verdict_and_says_what_to_change():
     assert verdict(useful[:2]).word == "more_rollouts"
 
 
+def test_few_prompts_of_which_enough_differ_are_advised_more_prompts_and_not_more_rollouts():
+    few = verdict([[0.0] * 7 + [1.0], [0.0] * 7 + [1.0], [0.0] * 8, [1.0] * 8])
+    assert few.word == "more_rollouts" and "4 prompts, 2 of them with different rewards, are too few" in few.sentence
+    assert "interval reaches 0" in few.sentence and "rollouts_per_prompt" not in few.sentence
+
+
+def test_no_advice_is_to_lower_the_rollouts_of_a_job():
+    rare = verdict([[0.0] * 4 + [1.0] * 4] * 3 + [[0.0] * 8] * 21)
+    assert rare.word == "more_rollouts" and "about 48: raise rollouts_per_prompt if it is lower" in rare.sentence
+
+
 def test_a_little_noise_does_not_hide_a_useful_reward():
     rng = np.random.default_rng(6)
     useful = rng.uniform(size=(8, 8)).tolist()
@@ -120,7 +132,7 @@ def test_the_cost_counts_rollouts_and_validations():
     rollouts, validations = job_work(options, Rows(48))  # 8 of them reserved, 20 an iteration, 4 of these held out
     assert num_completions(rollouts) == 2 * 20 * (4 + 2 + 2 + 2)  # half as many again of each round's tilt
     choosing, baseline, check = 2 * 4 * (14 + 14 + 29) * 8, 4 * 4, 4 * (4 + 2)
-    assert num_completions(validations) == choosing + baseline + check + 2 * 4 * (1 + 3 * 2 + 3 * 2)
+    assert num_completions(validations) == choosing + baseline + check + 2 * 4 * (1 + 3 * 2 + 3 * 2 + 3)
     with_validation = Rows(48, validation=6)  # 3 and 3
     assert num_completions(job_work(options, with_validation)[0]) == 2 * 24 * (4 + 2 + 2 + 2)
     one_round = job_work(options.model_copy(update={"tilt_rounds": 1}), Rows(48))
@@ -134,10 +146,23 @@ def test_the_cost_counts_rollouts_and_validations():
     assert num_completions(validations) == 4 * 3 * 2 + baseline + check + 2 * 4 * 2
     rates = Rates(tokens=10, tokens_per_second=100, grader_seconds=0.5)
     scored = job_cost(untilted, Rows(48), rates, 64, num_calls=lambda completions: completions)
-    assert scored["grader_calls"] == scored["completions"] == 200 and scored["base_tokens"] == 2000
-    assert scored["seconds"] == 20 + 100 and scored["disk_bytes"] == 120 * 10 * 2 * 64 * 2
+    assert scored["grader_calls"] == 200 and scored["completions"] == 200 + 32
+    length_tokens = 8 * 4 * 512  # that measure max_tokens
+    assert scored["base_tokens"] == 2000 + length_tokens
+    assert scored["seconds"] == 20 + 100 + round(length_tokens / 100) and scored["disk_bytes"] == 120 * 10 * 2 * 64 * 2
+    fixed = untilted.model_copy(update={"max_tokens": 16})
+    assert job_cost(fixed, Rows(48), rates, 64, num_calls=lambda completions: 1)["base_tokens"] == 2000
     ranked = job_cost(untilted, Rows(48), rates, 64, num_calls=lambda completions: 1)  # one call a prompt's batch
-    assert ranked["grader_calls"] == 20 + 20 + 4 + 4 + 2 * 4 + 4 + 4 and ranked["base_tokens"] == 2000
+    assert ranked["grader_calls"] == 20 + 20 + 4 + 4 + 2 * 4 + 4 + 4 and ranked["base_tokens"] == 2000 + length_tokens
+
+
+def test_the_cost_counts_no_more_rows_than_a_model_is_served_with():
+    options = AlignmentOptions(rollouts_per_prompt=4, validation_prompts=4, max_rows=3)  # of W·K = 16; a quarter: 4
+    untilted = options.model_copy(update={"tilt": "off"})
+    baseline, check = 4 * 4, 4 * (4 + 3)
+    assert num_completions(job_work(untilted, Rows(48))[1]) == baseline + check + 4 * 3
+    _trials, *validations = job_work(options, Rows(48))[1]
+    assert num_completions(validations) == baseline + check + 4 * 3 * 3  # as if no tilt were kept: three ways
 
 
 def test_the_cost_counts_what_the_trainer_tries():
@@ -149,6 +174,9 @@ def test_the_cost_counts_what_the_trainer_tries():
     assert least + 3 * settings == cost.LAST_TRIALS
     assert cost.TRIAL_SAMPLES == TRIAL_SAMPLES
     assert len(BETA_GRID) == cost.BETA_TRIALS
+    assert len(STRENGTHS) == cost.STRENGTHS
+    assert (lengths.PROMPTS, lengths.SAMPLES) == (cost.LENGTH_PROMPTS, cost.LENGTH_SAMPLES)
+    assert lengths.MOST_TOKENS == cost.LENGTH_TOKENS
     options = AlignmentOptions(beam_width=2, num_successors=8)
     config: Any = SimpleNamespace(**options.model_dump() | {"search": options.search, "horizon": 48})
     assert [params.rows for params in searches(config, tilted=True).values()] == cost.rows_of_ways(16)

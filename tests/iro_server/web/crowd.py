@@ -31,6 +31,7 @@ STRENGTHS = {
 }
 
 
+TIMES = {"sampling": 60.0, "choosing": 10.0, "eval": 20.0}  # seconds
 COOLED = {"kind": "none", "strength": 0.0, "sharpness": 1.0, "reward": 0.5, "error": 0.03, "kl": 5.6, "chosen": False}
 
 
@@ -151,7 +152,7 @@ def _metrics(job_id: str, step: int) -> Event:
         "completion_tokens_mean": 40.0 + step,
         "usage": {"base_tokens": 20_000 + 1000 * step, "graders": []},
         "errors": {"graders": [{"train_python_grader_runtime_error_count": step // 3}]},
-        "timing": {"step": {"sampling": 60.0, "training": 5.0 + step, "eval": 20.0, "full_iteration": 85.0 + step}},
+        "timing": {"step": TIMES | {"training": 5.0 + step, "full_iteration": 95.0 + step}},
     }
     data |= {"best_of_n": 0.61} if step == 0 else {}
     id, message = f"ftevent-metrics-{step}", f"Step {step}/{ITERATIONS}"

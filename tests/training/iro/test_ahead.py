@@ -121,6 +121,7 @@ def test_a_text_of_an_item_is_graded_once_in_a_job(config: AlignConfig, tmp_path
     assert len(ASKED) == len(set(ASKED))
     used = [row["usage"]["graders"][0] for row in result["history"]]
     assert sum(row["train_tokens_count"] + row["valid_tokens_count"] for row in used) < len(ASKED)
+    assert result["usage"]["graders"] == [{"model": "judge", "tokens_count": len(ASKED)}]  # baseline and check too
 
 
 @pytest.mark.slow(13)

@@ -233,16 +233,19 @@ def test_without_an_output_head_the_rewarded_token_has_the_largest_weight():
     ],
 )
 def test_a_request_is_an_improvement_where_the_interval_of_its_gain_is_above_0(tmp_path, gains, improved):
-    chosen, levels = Setting(4), list[str]()
+    chosen, events = Setting(4), list[tuple[str, str]]()
     rewards = {PLAIN: [0.0, 1.0, 2.0, 3.0], chosen: [n + gain for n, gain in enumerate(gains)]}
     job = Scripted(config_for(tmp_path / "rows.jsonl"), {})
-    job.run = SimpleNamespace(emit=lambda kind, message, level: levels.append(level))
+    job.run = SimpleNamespace(emit=lambda kind, message, level: events.append((level, message)))
     job.checked = lambda setting: [{"rewards": [[reward] for reward in rewards[setting] * 10]}]
     rows = [{"prompt": f"prompt {n % 4}", "answer": n} for n in range(40)]  # each prompt's tell of one prompt
     job.parts = Parts([], [], rows)
     result = job.check(chosen)
     assert result["gain"] == pytest.approx(sum(gains) / 4) and result["improved"] == improved
-    assert levels == ["info" if improved else "warn"]
+    ((level, message),) = events
+    assert level == ("info" if improved else "warn")
+    assert ("request.json is not shown to be better" in message) != improved
+    assert not job.check(PLAIN)["improved"] and "request.json is the plain request" in events[-1][1]
 
 
 def test_entries_are_within_what_the_api_takes(tmp_path):

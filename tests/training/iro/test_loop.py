@@ -94,8 +94,9 @@ def test_a_killed_job_goes_on_from_object_storage(
 
 def comparable(result: dict) -> dict:
     """What has to be equal: all but where the run lies, how long it took, and the revision of the code."""
+    places_and_times = ("best_checkpoint", "versions", "timing")
     history = [{k: v for k, v in row.items() if k not in ("path", "timing")} for row in result["history"]]
-    return {k: v for k, v in result.items() if k not in ("best_checkpoint", "versions")} | {"history": history}
+    return {k: v for k, v in result.items() if k not in places_and_times} | {"history": history}
 
 
 def metrics_of(folder: Path) -> list[dict]:
@@ -174,10 +175,20 @@ def test_a_broken_grader_fails_the_job_with_its_own_error(config: AlignConfig, t
     assert failure.value.code == "grader_error"
 
 
-def test_a_constant_reward_is_nothing_to_learn_from(config: AlignConfig, tmp_path: Path) -> None:
-    constant = config.model_copy(update={"grader": {"type": "python", "source": "def grade(sample, item): return 1"}})
+@pytest.mark.parametrize("reward", [1, 0.1])  # the mean of many 0.1 is not 0.1
+def test_a_constant_reward_is_nothing_to_learn_from(config: AlignConfig, tmp_path: Path, reward: float) -> None:
+    source = f"def grade(sample, item): return {reward}"
+    constant = config.model_copy(update={"grader": {"type": "python", "source": source}})
     with pytest.raises(AlignError, match="nothing to learn"):
         job().execute(constant, tmp_path / "run")
+
+
+def test_a_model_without_a_tilt_is_served_with_no_more_rows_than_the_maximum(
+    config: AlignConfig, tmp_path: Path
+) -> None:
+    limited = config.model_copy(update={"max_rows": 4, "tilt": "off", "iterations": 1, "validation_prompts": 4})
+    search = job().execute(limited, tmp_path / "run")["search"]
+    assert (search["beam_width"], search["num_successors"]) == (2, 2)  # of 2 and 4
 
 
 def test_every_final_is_kept_and_each_prompt_weighs_one(config: AlignConfig, tmp_path: Path) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from iro_server.graders.base import Grade, Grader, Item, Sample
 from tests.training.iro.toy_job import COUNT_ONES, Killed, job, write_prompts
 from training.iro.config import AlignConfig
+from training.iro.loop import Alignment
 from training.iro.report import best, rises
+from training.iro.serving import Served, serve
 from training.iro.validation import Validation
 from training.run import Run
 from value_heads import load_bundle
@@ -61,8 +66,64 @@ def test_metrics_have_the_names_of_reinforcement_fine_tuning(config: AlignConfig
     assert first["usage"]["value_tokens"] == 0 < second["usage"]["value_tokens"] == second["usage"]["base_tokens"]
     timing = second["timing"]["step"]
     assert timing["full_iteration"] == pytest.approx(timing["sampling"] + timing["training"] + timing["eval"])
-    assert min(timing.values()) > 0 == first["timing"]["step"]["eval"]
+    assert timing.pop("choosing") == 0 < min(timing.values()) and first["timing"]["step"]["eval"] == 0
     assert result["trained_tokens"] > first["usage"]["completion_tokens"]
+
+
+TOKENS = ("prompt_tokens", "completion_tokens", "base_tokens", "value_tokens")
+
+
+class Priced(Grader):
+    """Counts token 1. A text costs a token, of half a cent."""
+
+    type: str = "priced"
+
+    def grade_many(self, pairs: Sequence[tuple[Sample, Item]]) -> list[Grade]:
+        scores = [float(sample.output_text.count("1")) for sample, _ in pairs]
+        return [Grade(score, tokens={"judge": 1}, costs={"judge": 0.005}) for score in scores]
+
+
+def test_tokens_and_seconds_of_all_searches_are_counted(
+    config: AlignConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ways that a model is not served in, and the measurement of ``max_tokens``; of the job, the check too."""
+
+    def best_of_three_ways(self: Alignment, step: int) -> Served:
+        assert self.stack is not None
+        return serve(self.run, self.validation, step, self.prompts.validation, self.stack, self.base_rows)
+
+    monkeypatch.setattr(Alignment, "serve", best_of_three_ways)
+    monkeypatch.setattr("training.iro.loop.parse_grader", lambda spec: Priced())
+    config = config.model_copy(update={"iterations": 1, "max_tokens": "auto", "feature_spec": None})
+    result = job().execute(config, tmp_path / "run")
+    base, row = (json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    with closing(Run(tmp_path / "run", seed=0)) as run:
+        named = {name: run.load(name) for name in run.checkpoints.names()}
+        full_job = run.seconds(named)
+    baseline, ways, check = (
+        [value["finals"] for name, value in named.items() if name.startswith(part) and not name.endswith("report")]
+        for part in ("0-valid", "serve-", "check-")
+    )
+    sampled = sum(tally["usage"]["base_tokens"] for tally in baseline)
+    assert base["usage"]["base_tokens"] == sampled + sum(named["lengths"]["lengths"])
+    used, grader = row["usage"], row["usage"]["graders"][0]
+    assert 0 < used["choosing"]["base_tokens"] < sum(tally["usage"]["base_tokens"] for tally in ways)
+    assert grader["choosing_tokens_count"] + grader["valid_tokens_count"] == sum(map(judged, ways)) > 0
+    for name in TOKENS:
+        checked = sum(tally["usage"][name] for tally in check)
+        assert result["usage"][name] == base["usage"][name] + used[name] + checked
+    total, parts = result["usage"]["graders"][0], [base["usage"]["graders"][0], grader]
+    counted = sum(part[f"{kind}_tokens_count"] for part in parts for kind in ("train", "choosing", "valid"))
+    assert total["tokens_count"] == counted + sum(map(judged, check))
+    assert total["cost"] == pytest.approx(0.005 * total["tokens_count"])
+    timing = row["timing"]["step"]
+    assert min(timing.values()) > 0 and base["timing"]["step"]["sampling"] > 0
+    assert timing["full_iteration"] == pytest.approx(sum(timing.values()) - timing["full_iteration"])
+    assert result["timing"]["full_job"] == pytest.approx(full_job) and full_job > timing["full_iteration"]
+
+
+def judged(tally: dict) -> float:
+    return sum(tally["grader_tokens"].values())
 
 
 def test_a_grader_that_answers_not_at_all_shows_in_the_metrics(config: AlignConfig, tmp_path: Path) -> None:

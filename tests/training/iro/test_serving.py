@@ -10,12 +10,16 @@ from typing import Any
 import pytest
 
 from iro_server import JsonObject
+from iro_server.alignment.definition import AlignmentOptions
 from iro_server.decoding.base import SearchParams
+from iro_server.jobs.estimates.cost import served_rows
 from tests.training.iro.test_tilting import config_in
 from training.iro.over_optimization import departures, measures
-from training.iro.serving import STRENGTHS, best_way, cheapest, searches, serve, step_name
+from training.iro.serving import STRENGTHS, best_way, cheapest, searches, serve, step_name, within_max_rows
 from training.iro.validation import Validated
 from training.run import Run
+
+OPTIONS = {"beam_width", "num_successors", "max_rows"}
 
 
 def test_one_row_is_served_where_more_are_not_surely_better() -> None:
@@ -81,11 +85,33 @@ def test_a_way_that_writes_unlike_the_frozen_model_is_served_only_where_no_other
 
 
 def test_without_a_tilt_values_steer_a_search_or_pick_among_samples(tmp_path: Path) -> None:
-    config = config_in(tmp_path, max_rows=1)
+    config = config_in(tmp_path)
     untilted = searches(config, tilted=False)
     assert untilted["search"] == config.search and untilted["samples"].rows == config.search.rows
     assert untilted["samples"].beam_width == 1 and untilted["samples"].chunk_length is None
-    assert [params.rows for params in searches(config, tilted=True).values()] == [1]
+
+
+@pytest.mark.parametrize(
+    ("search", "max_rows", "limited"),
+    [
+        ((2, 8), 16, (2, 8)),
+        ((2, 8), 15, (2, 7)),
+        ((2, 8), 3, (1, 3)),
+        ((2, 8), 1, (1, 1)),
+        ((32, 64), 8, (4, 2)),
+        ((8, 1), 4, (4, 1)),
+    ],
+)
+def test_no_way_to_serve_takes_more_rows_than_the_maximum(
+    tmp_path: Path, search: tuple[int, int], max_rows: int, limited: tuple[int, int]
+) -> None:
+    config = config_in(tmp_path, beam_width=search[0], num_successors=search[1], max_rows=max_rows)
+    params = within_max_rows(config)
+    assert (params.beam_width, params.num_successors) == limited
+    assert served_rows(AlignmentOptions.model_validate(config.model_dump(include=OPTIONS))) == params.rows
+    for tilted in (False, True):
+        assert all(way.rows <= max_rows for way in searches(config, tilted).values())
+    assert searches(config, tilted=False)["search"] == params
 
 
 def test_a_search_is_tried_by_longer_chunks_too_where_a_completion_has_several(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -162,6 +163,7 @@ def test_a_policy_that_is_too_unlikely_to_serve_ends_as_the_best_likely_one(
         tilting.outcomes = {("none", 0.0, 0.0): (2.0, UNLIKELY)} | outcomes
         tilt = tilting.choose([], [])
         assert tilting.outcome.is_better == is_better
+        assert tilting.outcome.steps == ("further-2-tilts", "further-2-tilt-none")
         if strengths is None:
             assert tilt is None and tilting.outcome.tried.kept is frozen
         else:
@@ -298,6 +300,13 @@ def test_a_job_keeps_a_tilt_and_says_what_each_row_buys(tmp_path: Path, monkeypa
             assert tilted["kind"] == "none" and tilted["kl"] > 0  # what a further round starts from: the tilt before it
             assert tilted["reward"] == pytest.approx(reward_mean(run, draws))
         assert run.has("1-tilted-train-0-rollouts") == (len(rows) == 7)
+        (timing,) = (row["timing"]["step"] for row in result["history"])
+        names = run.checkpoints.names()
+        fits = [name for name in names if re.fullmatch(r"(further-(\d+-)?)?tilts", name)]
+        tilt_trials = [name for name in names if re.match(r"(further-(\d+-)?)?tilt-[a-z]+-\d", name)]
+        assert timing["choosing"] > run.seconds([*fits, *tilt_trials])
+        base_tokens = sum(run.load(name)["finals"]["usage"]["base_tokens"] for name in tilt_trials)
+        assert result["history"][0]["usage"]["choosing"]["base_tokens"] > base_tokens > 0
     info = json.loads((Path(result["best_checkpoint"]) / "manifest.json").read_text())
     hashes = {"model_hash": info["model_hash"], "template_hash": info["template_hash"]}
     stack = load_bundle(Path(result["best_checkpoint"]), **hashes)

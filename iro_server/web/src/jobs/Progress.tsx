@@ -125,7 +125,7 @@ const COLUMNS: { name: string; value: (row: Metrics) => string }[] = [
   { name: "Grader errors", value: (row) => (row.errors ? count(graderErrors(row)) : "–") },
   { name: "Grader tokens", value: (row) => count(graderTokens(row) || null) },
 ];
-const STAGES = ["sampling", "training", "eval"] as const;
+const STAGES = ["sampling", "training", "choosing", "eval"] as const;
 
 function Table({ rows }: { rows: Metrics[] }) {
   const columns = COLUMNS.filter(({ value }) => rows.some((row) => value(row) !== "–"));

@@ -14,7 +14,7 @@ export interface StartedEstimate {
 
 const VERDICTS: Record<string, string> = {
   go: "Go",
-  more_rollouts: "More samples of each prompt are needed",
+  more_rollouts: "More prompts or samples are needed",
   constant_reward: "The reward is constant",
   flaky_grader: "The grader is not reliable",
   nothing_to_choose_from: "There is nothing to choose from",
