@@ -228,6 +228,7 @@ class Settings(Placement):
             embedding_model=self.embedding_model,
             max_text_bytes=self.max_graded_bytes,
             max_judge_tokens=self.max_judge_tokens_per_job,
+            answer_seconds=self.request_timeout,
             limits=self.grader_limits,
             prices=self.grader_prices,
             python=self.python_graders,

@@ -47,11 +47,10 @@ async def create(id: str, body: RunRequest, request: Request, context: Ctx) -> J
 
 def _create(id: str, body: RunRequest, request: Request, context: Context) -> JsonObject:
     evaluation = owned_eval(context, id)
-    model = body.data_source.model
+    model, rows = body.data_source.model, _rows(body, evaluation, context)
+    data_source = _as_sent(body)
     sampling = {} if model is None else _sampling(model, body.data_source, context)
-    rows = _rows(body, evaluation, context)
-    data_source, size = _as_sent(body), sum(map(json_bytes, rows))
-    size += json_bytes(data_source)
+    size = sum(map(json_bytes, rows)) + json_bytes(data_source)
     check_eval_runs(context, len(rows), size)
     run = t.EvalRun(
         id=t.new_id("evalrun_"),
@@ -80,7 +79,11 @@ def _create(id: str, body: RunRequest, request: Request, context: Context) -> Js
 
 
 def _as_sent(body: RunRequest) -> JsonObject:
-    source = body.data_source.model_dump(mode="json", exclude_none=True)
+    """The data source. 400 where it is nested too deep."""
+    try:
+        source = body.data_source.model_dump(mode="json", exclude_none=True)
+    except ValueError as error:  # of the parameters: the items are checked
+        raise bad_request("Invalid 'data_source': it is nested too deep", "data_source", "invalid_value") from error
     for message in source.get("input_messages", {}).get("template", []):  # read as a list of texts, which are joined
         message["content"] = {"type": "input_text", "text": "".join(message["content"])}
     return source
@@ -113,7 +116,7 @@ def _sampling(name: str, source: DataSource, context: Context) -> JsonObject:
     most = chat.max_completion_tokens or model.defaults.max_tokens or context.settings.default_max_tokens
     temperature = model.defaults.temperature if chat.temperature is None else chat.temperature
     seed = DEFAULT_SEED if params.seed is None else params.seed
-    shown = {"max_completion_tokens": most, "temperature": float(temperature), "top_p": float(chat.top_p or 1.0)}
+    shown = {"max_completion_tokens": most, "temperature": float(temperature), "top_p": 1.0 if chat.top_p is None else chat.top_p}
     return {"request": request, "shown": shown | {"seed": seed}}
 
 
@@ -135,7 +138,7 @@ def _rows(body: RunRequest, evaluation: t.Eval, context: Context) -> list[Row]:
         if source.type == "stored_completions":
             rows = _bounded(_completion_rows(source, evaluation, context), param, context)
         elif source.content:
-            rows = _bounded((row_of(row.model_dump(), str(n)) for n, row in enumerate(source.content)), param, context)
+            rows = _bounded((row_of(dict(row), str(n)) for n, row in enumerate(source.content)), param, context)
         else:
             rows = _file_rows(str(source.id), param, context)
         check_items(evaluation.data_source_config["item_schema"], [item for item, _ in rows])
@@ -163,7 +166,8 @@ def _file_rows(id: str, param: str, context: Context) -> list[Row]:
     if row.bytes > context.settings.eval_bytes:
         raise _too_large(param, context)
     with files.opened(context, row) as file:
-        return _bounded(rows_of_lines(lines_of(file)), param, context)
+        rows = rows_of_lines(lines_of(file), training=row.purpose == "fine-tune")
+        return _bounded(rows, param, context)
 
 
 def _bounded(rows: Iterable[Row], param: str, context: Context) -> list[Row]:

@@ -11,7 +11,7 @@ from sqlalchemy import delete
 from iro_server import JsonObject
 from iro_server.api.context import Context, Ctx, Limit, Order
 from iro_server.api.errors import APIError, bad_request, not_found
-from iro_server.api.eval_requests import EvalRequest, EvalUpdate
+from iro_server.api.eval_requests import DataSourceConfig, EvalRequest, EvalUpdate
 from iro_server.api.graders import check_grader
 from iro_server.api.listing import list_response
 from iro_server.api.quotas import check_evals
@@ -34,9 +34,10 @@ def _create(body: EvalRequest, context: Context) -> JsonObject:
     check_evals(context)
     limit = context.settings.max_definition_bytes
     check_stored_size(body.testing_criteria, "testing_criteria", limit)
-    check_stored_size(body.data_source_config.stored(), "data_source_config", limit)
+    config = _stored_config(body.data_source_config)
+    check_stored_size(config, "data_source_config", limit)
     try:
-        check_schema(body.data_source_config.stored()["item_schema"])
+        check_schema(config["item_schema"])
     except ValueError as error:
         param = "data_source_config.item_schema"
         raise bad_request(f"Invalid '{param}': {error}", param, "invalid_value") from error
@@ -46,13 +47,21 @@ def _create(body: EvalRequest, context: Context) -> JsonObject:
         id=t.new_id("eval_"),
         project=context.caller.project,
         name=body.name or "",
-        data_source_config=body.data_source_config.stored(),
+        data_source_config=config,
         testing_criteria=body.testing_criteria,
         eval_metadata=body.metadata or {},
     )
     with context.sessions.begin() as session:
         session.add(evaluation)
     return show(evaluation)
+
+
+def _stored_config(config: DataSourceConfig) -> JsonObject:
+    try:
+        return config.stored()
+    except ValueError as error:
+        param = "data_source_config"
+        raise bad_request(f"Invalid '{param}': it is nested too deep", param, "invalid_value") from error
 
 
 def check_criterion(criterion: JsonObject, param: str, context: Context) -> None:

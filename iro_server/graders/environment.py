@@ -48,7 +48,8 @@ class GraderEnvironment(BaseModel):
     plain processes, "off" refuses them; "own", of a user's own code, isolates them where the host can. With
     ``grader_service`` they run there, as it is set up. ``caller``: the project whose samples are graded, where that is
     not ``project``, the grader's owner. ``max_judge_tokens``: of all models that the graders of one job ask; None: no
-    limit. ``limits``: of endpoints, by base URL, for each process; ``prices``: of models, by name.
+    limit. ``limits``: of endpoints, by base URL, for each process; ``prices``: of models, by name. ``answer_seconds``:
+    that the server at ``base_url`` may take for a judge's answer, waiting for its turn included.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,6 +69,7 @@ class GraderEnvironment(BaseModel):
     max_judge_tokens: int | None = None
     limits: dict[str, EndpointLimits] = Field(default_factory=dict)
     prices: dict[str, TokenPrice] = Field(default_factory=dict)
+    answer_seconds: float = 120.0
 
     def of_job(self, project: str) -> GraderEnvironment:
         """Those of the process that runs a job of ``project``: it may wait longer than a request for what is away."""

@@ -84,7 +84,8 @@ class ModelGrader(TemplatedGrader[Chat]):
         if self.base_url is not None:
             self._asker = Asker(_named_endpoint(self.base_url, context), retries_bounded=True)
         elif context.base_url is not None:
-            self._asker = Asker(Endpoint(context.base_url.rstrip("/"), context.api_key, context.project, quoted=True))
+            endpoint = Endpoint(context.base_url.rstrip("/"), context.api_key, context.project, quoted=True)
+            self._asker = Asker(endpoint, timeout=context.answer_seconds)
 
     def served_models(self) -> dict[str, str]:
         return {"model": self.model} if self.base_url is None else {}

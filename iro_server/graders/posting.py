@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from urllib.parse import quote
 
 import httpx
-from tenacity import RetryCallState, Retrying, retry_if_result, stop_after_attempt, stop_when_event_set
+from tenacity import RetryCallState, Retrying, retry_if_result, stop_when_event_set
 from tenacity import sleep_using_event as sleep_until
+from tenacity.stop import stop_base
 from tenacity.wait import wait_random_exponential
 
 from iro_server import JsonObject
@@ -70,6 +72,21 @@ class Reply:
 CLOSED = "the grader is closed"
 
 
+class Attempts(stop_base):
+    """When one request is tried no further: after ``most`` attempts. One that is told how long to wait (429 with
+    Retry-After) spends none where ``still_waits`` is given, and is tried as long as that is true."""
+
+    def __init__(self, most: int, still_waits: Callable[[], bool] | None) -> None:
+        self.most, self.still_waits, self.num_waits = most, still_waits, 0
+
+    def __call__(self, retry_state: RetryCallState) -> bool:
+        response = _last_reply(retry_state).response
+        if self.still_waits is not None and response is not None and _is_told_to_wait(response):
+            self.num_waits += 1
+            return not self.still_waits()
+        return retry_state.attempt_number - self.num_waits >= self.most
+
+
 class Poster:
     """Posts to one endpoint, from any thread, until it is closed. Redirects are not followed: they could lead anywhere.
 
@@ -92,6 +109,7 @@ class Poster:
         self._window = window_of(endpoint.url, endpoint.limits) if endpoint.limits else None
         self._retries_bounded, self._replies, self._retries = retries_bounded, 0, 0
         self._exponential = wait_random_exponential(backoff, LONGEST_WAIT)
+        self._still_waits: Callable[[], bool] | None = None
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._under_way = 0
@@ -102,6 +120,11 @@ class Poster:
         url = f"{self.endpoint.url}/{route}"
         with ThreadPoolExecutor(AT_ONCE, "poster") as threads:
             return list(threads.map(lambda body: self._post(url, body, charge), bodies))
+
+    def wait_for_limits(self, still_waits: Callable[[], bool] = lambda: True) -> None:
+        """Have requests that are told how long to wait (429 with Retry-After) wait while ``still_waits``, which any
+        thread calls: they spend no attempt."""
+        self._still_waits = still_waits
 
     def close(self) -> None:
         """Post nothing further, nor again. A request that waits for its answer ends with it, or with its timeout."""
@@ -128,7 +151,7 @@ class Poster:
     def _post(self, url: str, body: JsonObject, headers: Mapping[str, str]) -> Reply:
         while_busy = Retrying(
             retry=retry_if_result(self._may_retry),
-            stop=stop_after_attempt(self._attempts) | stop_when_event_set(self._closed),
+            stop=stop_when_event_set(self._closed) | Attempts(self._attempts, self._still_waits),
             wait=self._wait,
             sleep=sleep_until(self._closed),
             retry_error_callback=_last_reply,
@@ -156,12 +179,13 @@ class Poster:
 
     def _within_limits(self, client: httpx.Client, url: str, body: JsonObject, headers: Mapping[str, str]) -> Reply:
         if self._window is None:
-            return Reply(client.post(url, json=body, headers=headers))
+            return Reply(_posted(client, url, body, headers))
         entry = self._window.wait_turn(body, self._closed)
         if self._closed.is_set():
             return Reply(None, CLOSED)
-        response = client.post(url, json=body, headers=headers)
-        self._window.correct(entry, _used_tokens(response))
+        response = _posted(client, url, body, headers)
+        if (used_tokens := _used_tokens(response)) is not None:
+            self._window.correct(entry, used_tokens)
         return Reply(response)
 
     def _may_retry(self, reply: Reply) -> bool:
@@ -187,12 +211,28 @@ def _last_reply(state: RetryCallState) -> Reply:
     return reply
 
 
-def _used_tokens(response: httpx.Response) -> int:
-    """As the answer says; 0 of a refusal."""
+def _posted(client: httpx.Client, url: str, body: JsonObject, headers: Mapping[str, str]) -> httpx.Response:
+    return client.post(url, content=_encoded(body), headers={**headers, "Content-Type": "application/json"})
+
+
+def _encoded(body: JsonObject) -> bytes:
+    """As JSON in UTF-8, escaped where it holds half a surrogate pair, which UTF-8 has not."""
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        return json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _is_told_to_wait(response: httpx.Response) -> bool:
+    return response.status_code == 429 and _retry_after(response) is not None
+
+
+def _used_tokens(response: httpx.Response) -> int | None:
+    """As the answer says, None where it does not; 0 of a refusal."""
     try:
         return int(response.json()["usage"]["total_tokens"])
     except (ValueError, LookupError, TypeError):
-        return 0
+        return None if response.status_code == 200 else 0
 
 
 def _retry_after(response: httpx.Response) -> float | None:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from types import MappingProxyType
 from typing import Generic, TypeVar
 
@@ -23,16 +23,19 @@ from sqlalchemy.orm import Session
 from iro_server import JsonObject
 from iro_server.concurrency.executors import in_thread
 from iro_server.graders.remote import GraderServiceUnavailable
+from iro_server.jobs import disk
 from iro_server.jobs.records import LeaseLost
 from iro_server.settings import Settings
 from iro_server.store.clock import UnixTime
-from iro_server.store.database import Sessions
-from iro_server.store.tables import BackgroundRow, now
+from iro_server.store.database import Sessions, find
+from iro_server.store.tables import ApiKey, BackgroundRow, Batch, now
 
 log = logging.getLogger("iro.jobs")
 SLICE = 30.0  # seconds that a row keeps its place while another project's waits
 MAX_TURNS = 100  # projects whose last turn is known
 TRIES = 3  # of a row without progress: one that kills each server it comes to must not do so for ever
+REQUEST_TIMEOUT = 600.0  # seconds
+ENDED_BY_EXECUTOR = (Batch,)  # tables whose executors end a row that has spent its tries, to keep what it has stored
 
 
 Row = TypeVar("Row", bound=BackgroundRow)
@@ -50,10 +53,22 @@ class WorkFailed(Exception):
         self.code = code
 
 
-class Lease:
-    """One server's hold on a row. ``check`` it before results that a stop may have spoiled are written."""
+class TriesSpent(WorkFailed):
+    """No server got on with the row."""
 
-    def __init__(self, sessions: Sessions, row: BackgroundRow, seconds: float) -> None:
+    def __init__(self) -> None:
+        super().__init__(f"{TRIES} servers in turn ended while they worked on it", "server_died")
+
+
+class Lease:
+    """One server's hold on a row. ``check`` it before results that a stop may have spoiled are written.
+
+    ``request_timeout``: seconds that a request to this server may take.
+    """
+
+    def __init__(
+        self, sessions: Sessions, row: BackgroundRow, seconds: float, request_timeout: float = REQUEST_TIMEOUT
+    ) -> None:
         self.sessions, self.table, self.id, self.attempt, self.seconds = (
             sessions,
             type(row),
@@ -61,20 +76,24 @@ class Lease:
             row.attempt,
             seconds,
         )
-        self.project, self.since = row.project, time.monotonic()
+        self.project, self.since, self.request_timeout = row.project, time.monotonic(), request_timeout
         self.progressed = False  # since ``Background`` looked last
         self._lock = threading.Lock()
         self.stopped = False
         self._closers: list[Callable[[], None]] = []
+        self._fail: Callable[[JsonObject], None] = partial(self.end, "failed")
 
     def write(self, session: Session, **columns: object) -> None:
         """Set columns of the row, in the transaction of ``session``. Raises LeaseLost unless it is still ours."""
-        ours = (self.table.id == self.id, self.table.attempt == self.attempt, self.table.status == "in_progress")
         values = {"lease_until": UnixTime() + self.seconds} | columns
-        change = update(self.table).where(*ours).values(**values).returning(self.table.id)
+        change = update(self.table).where(*self._ours).values(**values).returning(self.table.id)
         if session.execute(change).first() is None:
             raise LeaseLost(f"{self.id} is not this server's any more")
         self.progressed = self.progressed or columns.get("tries") == 0  # as work writes with what it has stored
+
+    @property
+    def _ours(self) -> tuple[ColumnElement[bool], ...]:
+        return self.table.id == self.id, self.table.attempt == self.attempt, self.table.status == "in_progress"
 
     def end(self, status: str, error: JsonObject | None = None, **columns: object) -> None:
         with self.sessions.begin() as session:
@@ -84,6 +103,12 @@ class Lease:
         with self.sessions.begin() as session:
             self.write(session)
 
+    def spend_no_try(self) -> None:
+        """Have the work tried again, once the lease is over, as if it had not been tried."""
+        change = update(self.table).where(*self._ours, self.table.tries > 0).values(tries=self.table.tries - 1)
+        with contextlib.suppress(SQLAlchemyError), self.sessions.begin() as session:
+            session.execute(change)
+
     def give_back(self) -> None:
         with self.sessions.begin() as session:
             self.write(session, status="queued", lease_until=None, tries=0)
@@ -92,6 +117,13 @@ class Lease:
         """Raises Stopping once it is to end."""
         if self.stopped:
             raise Stopping
+
+    def on_failure(self, fail: Callable[[JsonObject], None]) -> None:
+        """Have ``fail`` end the row with the error where the work fails, in place of ``end`` alone."""
+        self._fail = fail
+
+    def fail(self, error: JsonObject) -> None:
+        self._fail(error)
 
     def on_stop(self, close: Callable[[], None]) -> None:
         """Have ``close`` called from another thread when the work is to stop, so that nothing is waited for."""
@@ -172,9 +204,28 @@ def _waiting(table: type[BackgroundRow]) -> ColumnElement[bool]:
 
 
 def _give_up(session: Session, table: type[BackgroundRow]) -> None:
-    error = {"code": "server_died", "message": f"{TRIES} servers in turn ended while they worked on it"}
-    spent = update(table).where(_waiting(table), table.tries >= TRIES)
-    session.execute(spent.values(status="failed", error=error, finished_at=now()))
+    """Fail rows that have spent their tries. An executor that ends such a row itself has as many tries to do so."""
+    tries = 2 * TRIES if issubclass(table, ENDED_BY_EXECUTOR) else TRIES
+    spent = update(table).where(_waiting(table), table.tries >= tries)
+    session.execute(spent.values(status="failed", error=_shown_error(TriesSpent()), finished_at=now()))
+
+
+def _shown_error(error: Exception) -> JsonObject:
+    if isinstance(error, WorkFailed):
+        return {"code": error.code, "message": str(error)}
+    return {"code": "internal_error", "message": f"the server had an error: {error}"}
+
+
+def check_key(sessions: Sessions, key_id: str | None) -> None:
+    """Raise WorkFailed where the key that asked for the work does not work any more."""
+    if key_id is None:
+        return
+    with sessions() as session:
+        key = find(session, ApiKey, key_id)
+    if key is not None and key.revoked_at is not None:
+        raise WorkFailed("the API key that created it was revoked", "key_revoked")
+    if key is not None and key.expires_at is not None and key.expires_at <= now():
+        raise WorkFailed("the API key that created it has expired", "key_expired")
 
 
 class Background(Generic[Row]):
@@ -184,7 +235,7 @@ class Background(Generic[Row]):
     project with fewer rows under way waits; it goes on later.
 
     ``execute`` does a row's work in a thread, writes by the row's lease alone, and ends it. WorkFailed fails the row; a
-    database or a grader service that is away lets the lease run out, so that the work is tried again.
+    database or a grader service that is away, or a full disk, lets the lease run out, so that the work is tried again.
     """
 
     def __init__(
@@ -231,7 +282,8 @@ class Background(Generic[Row]):
             row = await in_thread(self.database, claim, self.sessions, self.table, self.settings.lease, held, turns)
             if row is None:
                 return
-            lease = self.leases[row.id] = Lease(self.sessions, row, self.settings.lease)
+            lease = Lease(self.sessions, row, self.settings.lease, self.settings.request_timeout)
+            self.leases[row.id] = lease
             task = asyncio.create_task(self._do(row, lease))
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
@@ -246,24 +298,31 @@ class Background(Generic[Row]):
 
     def _work(self, row: Row, lease: Lease) -> None:
         try:
-            self.execute(row, lease)
-        except LeaseLost as error:  # cancelled, deleted, or taken by another server
-            log.info("%s", error)
-        except (SQLAlchemyError, GraderServiceUnavailable):
+            error = self._error_of(partial(self.execute, row, lease), row, lease)
+            if error is not None and self._error_of(partial(lease.fail, error), row, lease) is not None:
+                lease.end("failed", error)
+        except LeaseLost as lost:  # cancelled, deleted, or taken by another server
+            log.info("%s", lost)
+
+    def _error_of(self, step: Callable[[], None], row: Row, lease: Lease) -> JsonObject | None:
+        """Why the row is to fail after ``step``; None where it is not. The row is given back where the server stops,
+        whatever its graders raise once they are closed. Raises LeaseLost, and what the work is tried again after."""
+        try:
+            step()
+        except (LeaseLost, SQLAlchemyError, GraderServiceUnavailable):
             raise
         except Exception as error:
-            with contextlib.suppress(LeaseLost):
-                self._settle(row, lease, error)
-
-    def _settle(self, row: Row, lease: Lease, error: Exception) -> None:
-        """Give the row back where the server stops, whatever its graders raise once they are closed; else fail it."""
-        if lease.stopped:
-            lease.give_back()
-        elif isinstance(error, WorkFailed):
-            lease.end("failed", {"code": error.code, "message": str(error)})
-        else:
+            if lease.stopped:
+                lease.give_back()
+                return None
+            if isinstance(error, WorkFailed):
+                return _shown_error(error)
+            if disk.is_cause(error, self.settings.data_dir):
+                lease.spend_no_try()
+                raise
             log.error("%s failed", row.id, exc_info=error)
-            lease.end("failed", {"code": "internal_error", "message": f"the server had an error: {error}"})
+            return _shown_error(error)
+        return None
 
     def _give_way(self) -> None:
         """Stop one row that has had its time, once a step of its work was stored, where another project waits."""

@@ -11,13 +11,16 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from iro_server import JsonObject
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.posting import AT_ONCE, Endpoint, Poster, Reply
-from iro_server.jobs.background import Lease, WorkFailed
+from iro_server.jobs.background import TRIES, Lease, TriesSpent, WorkFailed, check_key
 from iro_server.jobs.batches.lines import BadLine, checked, read_requests
 from iro_server.jobs.batches.output import AttemptOutput, Kind, stored_blocks
 from iro_server.settings import Settings
@@ -27,7 +30,7 @@ from iro_server.store.tables import Batch, File, new_id, now
 from iro_server.store.usage import BATCH_INPUT, used_bytes
 from iro_server.telemetry import request
 
-ATTEMPTS = 20  # of a request: one that is refused for the key's limit waits for the next minute
+ATTEMPTS = 20  # of a request; one that is refused for the key's limit waits for the next minute and spends none
 EXPIRED: JsonObject = {
     "code": "batch_expired",
     "message": "This request could not be executed before the completion window expired.",
@@ -40,7 +43,11 @@ class BatchExecutor:
         self.settings, self.sessions, self.environment = settings, sessions, environment
 
     def execute(self, batch: Batch, lease: Lease) -> None:
-        """Answer what is not answered yet, and write the batch's files. Raises LeaseLost, Stopping."""
+        """Answer what is not answered yet, and write the batch's files, also where it fails. Raises LeaseLost,
+        Stopping, WorkFailed."""
+        lease.on_failure(partial(self._fail, batch.id, lease))
+        if batch.tries > TRIES:
+            raise TriesSpent
         request.set_current(request.Current(batch.id, charged_key=batch.key_id))
         folder = self.settings.batch_dir(batch.id)
         if not (folder / BATCH_INPUT).exists():  # a backup that was made while it ended may have its row alone
@@ -55,10 +62,19 @@ class BatchExecutor:
         environment = self.environment.of_job(batch.project)
         assert environment.base_url is not None
         endpoint = Endpoint(environment.base_url, environment.api_key, environment.project, quoted=True)
-        with closing(Poster(endpoint, ATTEMPTS, timeout=self.settings.request_timeout)) as poster:
+        seconds = self.settings.request_timeout
+        with closing(Poster(endpoint, ATTEMPTS, timeout=seconds, retries_timeouts=False)) as poster:
+            poster.wait_for_limits(partial(self._goes_on, batch))
             lease.on_stop(poster.close)
             status = self._answer(batch, lease, poster, folder)
         self._finish(batch, lease, folder, status)
+
+    def _fail(self, id: str, lease: Lease, error: JsonObject) -> None:
+        """End the batch with the error, and write the files of the answers that are stored."""
+        with self.sessions() as session:
+            batch = find(session, Batch, id)
+        if batch is not None:
+            self._finish(batch, lease, self.settings.batch_dir(id), "failed", error)
 
     def _validate(self, batch: Batch, lease: Lease, path: Path) -> None:
         if batch.in_progress_at is not None:
@@ -70,8 +86,8 @@ class BatchExecutor:
             lease.write(session, **columns)
 
     def _answer(self, batch: Batch, lease: Lease, poster: Poster, folder: Path) -> str:
-        """Ask what is left, until the batch is done, cancelled or expired, or has failed for want of room: which of
-        these."""
+        """Ask what is left, until the batch is done, cancelled or expired: which of these. Raises WorkFailed where its
+        project has no room, or its key does not work any more."""
         requests = read_requests(folder / BATCH_INPUT, batch.completed + batch.failed)
         with AttemptOutput(folder, batch.attempt, batch.segments) as output:
             while group := [*islice(requests, AT_ONCE)]:
@@ -89,9 +105,19 @@ class BatchExecutor:
         assert current is not None  # a batch under way is not removed
         if current.cancelling_at is not None:
             return "cancelled"
+        check_key(self.sessions, batch.key_id)
         if size > self.settings.project_bytes:
-            return "failed"
+            raise WorkFailed(self._over_quota(), "insufficient_quota")
         return "expired" if time.time() >= current.expires_at else None
+
+    def _goes_on(self, batch: Batch) -> bool:
+        """Whether requests that wait for a limit are still to be asked."""
+        try:
+            return self._early_end(batch) is None
+        except WorkFailed:
+            return False
+        except SQLAlchemyError:  # a database that is away: the batch's next write says so
+            return True
 
     def _store(self, batch: Batch, lease: Lease, output: AttemptOutput, lines: list[JsonObject]) -> None:
         by_kind: dict[Kind, list[JsonObject]] = {"output": [], "errors": []}
@@ -106,7 +132,7 @@ class BatchExecutor:
         with self.sessions.begin() as session:
             lease.write(session, tries=0, **progress)
 
-    def _finish(self, batch: Batch, lease: Lease, folder: Path, status: str) -> None:
+    def _finish(self, batch: Batch, lease: Lease, folder: Path, status: str, error: JsonObject | None = None) -> None:
         """Write the files and end the batch, in one transaction. Of an expired one, the rest are errors."""
         with self.sessions.begin() as session:
             lease.write(session, finalizing_at=now())
@@ -121,15 +147,13 @@ class BatchExecutor:
         with self.sessions.begin() as session:
             session.add_all(file for file in (output, errors) if file)
             ids = {"output_file_id": output and output.id, "error_file_id": errors and errors.id}
-            error = self._over_quota() if status == "failed" else None
             failed = batch.failed + unanswered
             lease.write(session, status=status, error=error, finished_at=now(), failed=failed, **ids)
         shutil.rmtree(folder, ignore_errors=True)
 
-    def _over_quota(self) -> JsonObject:
+    def _over_quota(self) -> str:
         message = f"The project's files take more than its {self.settings.project_bytes} bytes. Delete some, and send"
-        message += " the requests without an answer again; the answers so far are in the batch's files."
-        return {"code": "insufficient_quota", "message": message}
+        return message + " the requests without an answer again; the answers so far are in the batch's files."
 
     def _file(self, batch: Batch, kind: Kind, blocks: Iterator[bytes]) -> File | None:
         """The stored file of such lines; None without any."""

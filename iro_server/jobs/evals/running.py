@@ -6,6 +6,7 @@ their order, batches their bounds, and each item its seed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
 
@@ -14,7 +15,7 @@ from sqlalchemy import select
 from iro_server import JsonObject
 from iro_server.graders.base import GraderError, Sample
 from iro_server.graders.environment import GraderEnvironment
-from iro_server.jobs.background import Lease, WorkFailed
+from iro_server.jobs.background import Lease, WorkFailed, check_key
 from iro_server.jobs.evals.criteria import Criteria, Result
 from iro_server.jobs.evals.sampling import Sampler, shown_sample
 from iro_server.jobs.evals.source import stored_sample
@@ -51,11 +52,12 @@ class RunExecutor:
             raise WorkFailed(str(error), "invalid_grader") from error
         with criteria:
             lease.on_stop(criteria.close)
-            sampler = None if run.model is None else Sampler(run, environment)
+            sampler = None if run.model is None else Sampler(run, environment, lease.request_timeout)
             if sampler is not None:
                 lease.on_stop(sampler.close)
             try:
                 while items := self._pending(run):
+                    check_key(self.sessions, run.key_id)
                     self._do_batch(run, lease, criteria, sampler, items)
                     _check_judges(run, environment.max_judge_tokens)
             finally:
@@ -80,7 +82,9 @@ class RunExecutor:
         for item, (sample, shown) in zip(items, sampled, strict=True):
             self._note(run, item, shown, [] if sample is None else next(results))
         with self.sessions.begin() as session:
-            lease.write(session, counts=run.counts, criteria=run.criteria, usage=run.usage, tries=0)
+            run.bytes += sum(len(json.dumps([item.sample, item.results])) for item in items)
+            progress = {name: getattr(run, name) for name in ("counts", "criteria", "usage", "bytes")}
+            lease.write(session, tries=0, **progress)
             for item in items:
                 session.merge(item)
 

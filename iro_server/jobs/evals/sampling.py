@@ -12,21 +12,23 @@ from iro_server.graders.posting import Endpoint
 from iro_server.jobs.evals.source import BadItem, NoSample, messages_for
 from iro_server.store.tables import EvalItem, EvalRun
 
-ATTEMPTS = 20  # of a request: one that is refused for the key's limit waits for the next minute
+ATTEMPTS = 20  # of a request; one that is refused for the key's limit waits for the next minute and spends none
 NO_TOKENS = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0, "cached_tokens": 0}
 
 
 class Sampler:
     """Asks a run's model. The item at ``position`` gets the run's seed plus it, so that its sample is the same again.
 
-    ``run.sampling``: ``request``, the fields of each request; ``shown``, what samples say of them.
+    ``run.sampling``: ``request``, the fields of each request; ``shown``, what samples say of them. ``timeout``: seconds
+    that one request may take.
     """
 
-    def __init__(self, run: EvalRun, environment: GraderEnvironment) -> None:
+    def __init__(self, run: EvalRun, environment: GraderEnvironment, timeout: float) -> None:
         assert environment.base_url is not None
         self.run, self.limit = run, environment.max_text_bytes
         endpoint = Endpoint(environment.base_url, environment.api_key, environment.project, quoted=True)
-        self.asker = Asker(endpoint, attempts=ATTEMPTS)
+        self.asker = Asker(endpoint, attempts=ATTEMPTS, timeout=timeout, retries_timeouts=False)
+        self.asker.poster.wait_for_limits()
 
     def sample(self, items: Sequence[EvalItem]) -> list[tuple[Sample | None, JsonObject]]:
         """For each item its sample, None where there is none, and what is shown of it."""
@@ -62,17 +64,20 @@ class Sampler:
             return None, shown | {"error": error, "output": [], "finish_reason": "error", "usage": NO_TOKENS}
         choice, usage = answer.body["choices"][0], answer.body["usage"]
         shown |= {"error": None, "finish_reason": choice["finish_reason"], "usage": _tokens(usage)}
-        shown["output"] = [{"role": "assistant", "content": answer.text}]
-        tools = choice["message"].get("tool_calls")
-        return Sample(answer.text, output_tools=tools, choices=answer.body["choices"]), shown
+        sample = Sample(answer.text, output_tools=choice["message"].get("tool_calls"), choices=answer.body["choices"])
+        return sample, shown | {"output": [_output_message(sample)]}
 
 
 def shown_sample(sample: Sample) -> JsonObject:
     """What is shown of a sample that came with its item; no output where none came."""
     shown: JsonObject = {"error": None, "model": "", "input": [], "finish_reason": "stop", "usage": NO_TOKENS}
     shown |= {"max_completion_tokens": 0, "seed": 0, "temperature": 1.0, "top_p": 1.0}
-    output = [] if isinstance(sample, NoSample) else [{"role": "assistant", "content": sample.output_text}]
-    return shown | {"output": output}
+    return shown | {"output": [] if isinstance(sample, NoSample) else [_output_message(sample)]}
+
+
+def _output_message(sample: Sample) -> JsonObject:
+    calls = {"tool_calls": sample.output_tools} if sample.output_tools else {}
+    return {"role": "assistant", "content": sample.output_text} | calls
 
 
 def _tokens(usage: JsonObject) -> JsonObject:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, StrictStr, ValidationError
+from pydantic_core import from_json
 
 from iro_server import JsonObject, JsonValue
+from iro_server.engines.text_parts import text_of
 from iro_server.graders.base import Sample, TextTooLong
 from iro_server.graders.json_schema import Schema, check_texts
 from iro_server.graders.messages import Message, render_messages
@@ -26,8 +31,9 @@ class NoSample(Sample):
         return {}
 
 
-def rows_of_lines(lines: Iterable[bytes]) -> Iterator[Row]:
-    """The rows of a JSONL file: ``{"item": …, "sample": …}``, or a training row, which is the item itself. BadItem."""
+def rows_of_lines(lines: Iterable[bytes], training: bool = False) -> Iterator[Row]:
+    """The rows of a JSONL file: ``{"item": …, "sample": …}``, or the item itself, as all are of a ``training`` file.
+    BadItem."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -35,7 +41,7 @@ def rows_of_lines(lines: Iterable[bytes]) -> Iterator[Row]:
             value = json.loads(line)
         except ValueError as error:
             raise BadItem(f"line {number}: {error}") from error
-        yield row_of(value, f"line {number}")
+        yield row_of({"item": value} if training else value, f"line {number}")
 
 
 def row_of(value: JsonValue, place: str) -> Row:
@@ -44,11 +50,54 @@ def row_of(value: JsonValue, place: str) -> Row:
     item, sample = (value["item"], value.get("sample")) if "item" in value else (value, None)
     if not isinstance(item, dict):
         raise BadItem(f"{place}: item is not an object")
-    if sample is not None and not isinstance(sample, dict):
+    _check_json({"item": item, "sample": sample}, place)
+    return item, None if sample is None else _checked_sample(sample, place)
+
+
+def _check_json(value: JsonObject, place: str) -> None:
+    """BadItem for what an uploaded line may not hold either: numbers that are not finite, and values nested too deep.
+    Half a surrogate pair is no mistake here."""
+    try:
+        from_json(json.dumps(value, allow_nan=False, ensure_ascii=False).encode(errors="replace"))
+    except (ValueError, RecursionError) as error:
+        raise BadItem(f"{place}: {error}") from error
+
+
+class SampleMessage(BaseModel):
+    content: Annotated[str | None, BeforeValidator(text_of)] = None
+    tool_calls: list[JsonObject] | None = None
+
+
+class SampleChoice(BaseModel):
+    message: SampleMessage
+
+
+class SampleFields(BaseModel):
+    """What is read of a sample that a row brings, in OpenAI's shape; it may have further fields."""
+
+    output_text: StrictStr | None = None
+    output_tools: list[JsonObject] | None = None
+    choices: list[SampleChoice] | None = None
+
+    @property
+    def has_answer(self) -> bool:
+        return self.output_text is not None or bool(self.choices)
+
+
+def _checked_sample(sample: JsonValue, place: str) -> JsonObject:
+    """``sample``, unchanged. BadItem where it cannot be read, or has no answer."""
+    if not isinstance(sample, dict):
         raise BadItem(f"{place}: sample is not an object")
-    if sample is not None and sample.get("output_text") is None and not sample.get("choices"):
+    try:
+        fields = SampleFields.model_validate(sample)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, ("sample", *first["loc"])))
+        message = "Input should be an object" if first["type"] == "model_type" else first["msg"]
+        raise BadItem(f"{place}: {field}: {message.removeprefix('Value error, ')}") from error
+    if not fields.has_answer:
         raise BadItem(f"{place}: sample has neither output_text nor choices")
-    return item, sample
+    return sample
 
 
 def completion_row(completion: JsonObject, messages: list[JsonObject], metadata: JsonObject) -> Row:
@@ -97,11 +146,10 @@ def _referenced(path: str, item: JsonObject) -> list[JsonObject]:
 
 def stored_sample(sample: JsonObject | None) -> Sample:
     """A sample that a row brings, in OpenAI's shape; NoSample where it brings none."""
-    fields = sample or {}
-    choices = fields.get("choices") or None
-    text = fields.get("output_text")
-    if text is None and choices is None:
+    if sample is None:
         return NoSample("")
-    if text is None and choices:
-        text = (choices[0].get("message") or {}).get("content")
-    return Sample(str(text or ""), fields.get("output_json"), fields.get("output_tools"), choices)
+    fields = SampleFields.model_validate(sample)
+    message = fields.choices[0].message if fields.choices else SampleMessage()
+    text = message.content if fields.output_text is None else fields.output_text
+    tools = message.tool_calls if fields.output_tools is None else fields.output_tools
+    return Sample(text or "", sample.get("output_json"), tools, sample.get("choices") or None)

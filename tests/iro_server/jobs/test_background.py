@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import time
 from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import select, update
 
+from iro_server import JsonObject
 from iro_server.jobs import background
 from iro_server.jobs.background import TRIES, Background, Lease, Stopping, WorkFailed, claim
 from iro_server.jobs.records import LeaseLost
@@ -184,3 +187,47 @@ def test_work_that_stores_no_step_and_work_beside_which_nobody_waits_go_on(setti
 
     run(settings, sessions, execute, seconds=60)
     assert order == ["a1", "b1", "a2"]
+
+
+def test_a_full_disk_spends_no_try(settings, sessions):
+    add(sessions, "a", tries=1)
+    tries = []
+
+    def execute(estimate: Estimate, lease: Lease) -> None:
+        tries.append(estimate.tries)
+        if len(tries) <= TRIES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        lease.end("completed")
+
+    run(settings.model_copy(update={"lease": 0.1}), sessions, execute)
+    assert row(sessions, "a").status == "completed" and tries == [2] * (TRIES + 1)
+
+
+def test_a_row_fails_as_its_executor_has_it_fail(settings, sessions):
+    for id in ("whole", "broken", "full"):
+        add(sessions, id)
+    full = [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]
+
+    def execute(estimate: Estimate, lease: Lease) -> None:
+        def fail(error: JsonObject) -> None:
+            if estimate.id == "broken":
+                raise KeyError("y")
+            if estimate.id == "full" and full:
+                raise full.pop()
+            lease.end("failed", error, result={"kept": 1})
+
+        lease.on_failure(fail)
+        raise WorkFailed("no model", "no_model")
+
+    run(settings.model_copy(update={"lease": 0.1}), sessions, execute)
+    rows = [row(sessions, id) for id in ("whole", "broken", "full")]
+    assert [(each.status, each.error["code"]) for each in rows] == [("failed", "no_model")] * 3
+    assert [each.result for each in rows] == [{"kept": 1}, None, {"kept": 1}]
+
+
+def test_a_row_that_its_executor_ends_comes_to_it_after_its_tries_and_not_for_ever(sessions, monkeypatch):
+    monkeypatch.setattr(background, "ENDED_BY_EXECUTOR", (Estimate,))
+    add(sessions, "a", tries=TRIES)
+    for tries in range(TRIES + 1, 2 * TRIES + 1):
+        assert claim(sessions, Estimate, -1).tries == tries
+    assert claim(sessions, Estimate, 30) is None and row(sessions, "a").error["code"] == "server_died"
