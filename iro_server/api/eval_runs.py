@@ -116,7 +116,11 @@ def _sampling(name: str, source: DataSource, context: Context) -> JsonObject:
     most = chat.max_completion_tokens or model.defaults.max_tokens or context.settings.default_max_tokens
     temperature = model.defaults.temperature if chat.temperature is None else chat.temperature
     seed = DEFAULT_SEED if params.seed is None else params.seed
-    shown = {"max_completion_tokens": most, "temperature": float(temperature), "top_p": 1.0 if chat.top_p is None else chat.top_p}
+    shown = {
+        "max_completion_tokens": most,
+        "temperature": float(temperature),
+        "top_p": 1.0 if chat.top_p is None else chat.top_p,
+    }
     return {"request": request, "shown": shown | {"seed": seed}}
 
 
