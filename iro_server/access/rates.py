@@ -81,9 +81,9 @@ class Rates:
         """
         minute = item.get_expiry()
         previous, _, current, expires_in = self._storage.get_sliding_window(item.key_for(unit, key_id), minute)
-        left, room = expires_in - minute, item.amount - cost + 1
-        if left * previous / minute + current < room:
+        rest, room = expires_in - minute, item.amount - cost + 1
+        if rest * previous / minute + current < room:
             return 0.0
         if current < room:
-            return left - (room - current) * minute / previous
-        return left + max(0.0, minute - room * minute / current)
+            return rest - (room - current) * minute / previous
+        return rest + max(0.0, minute - room * minute / current)

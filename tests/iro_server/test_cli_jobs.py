@@ -93,12 +93,14 @@ def test_a_stream_that_the_server_cuts_loses_and_repeats_no_event(tmp_path):
 
 @contextmanager
 def scripted_server(answers: dict[str, list[Answer]]) -> Iterator[str]:
-    """The URL of a server that gives the answers of a path in turn, the last one ever after."""
+    """The URL of a server that gives the answers of a path below the job's in turn, the last one ever after; those of
+    "" to any other path."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             path = self.path.partition("?")[0].removeprefix("/v1/fine_tuning/jobs/ftjob-1")
-            status, headers, body = answers[path].pop(0) if len(answers[path]) > 1 else answers[path][0]
+            turns = answers.get(path, answers[""])
+            status, headers, body = turns.pop(0) if len(turns) > 1 else turns[0]
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
@@ -203,31 +205,12 @@ def test_what_cannot_be_shown_is_one_line(served, command):
         assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1
 
 
-@contextmanager
-def foreign_server(status: int, body: bytes) -> Iterator[str]:
-    """The URL of a server that is not Iro's, and answers everything alike."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-        server.shutdown()
-
-
 @pytest.mark.parametrize(
     ("status", "body"),
     [(404, b'{"detail": "Not Found"}'), (502, b"<html></html>"), (200, b"<html></html>"), (200, b"[]")],
 )
 def test_a_server_of_another_kind_is_said_to_be_one(status, body):
-    with foreign_server(status, body) as url:
+    with scripted_server({"": [(status, {}, body)]}) as url:
         refused = iro("jobs", "list", "--url", url)
     assert refused.exit_code == 2 and refused.stderr.count("\n") == 1
     assert f"{url}/fine_tuning/jobs" in refused.stderr and f"status {status}" in refused.stderr

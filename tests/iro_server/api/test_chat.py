@@ -49,8 +49,7 @@ def test_a_seed_repeats_a_completion_and_choices_differ(client):
 
 def test_a_top_p_of_0_keeps_the_likeliest_token_alone(served):
     chat(served.client, top_p=0, max_tokens=1)
-    kept = truncate(torch.tensor([[1.0, 1.1, 0.9]]), served.engine.sampling)
-    assert kept.isfinite().tolist() == [[False, True, False]]
+    assert truncate(torch.tensor([[1.0, 1.1]]), served.engine.sampling).isfinite().tolist() == [[False, True]]
 
 
 def test_top_k_reaches_the_engine(served):
@@ -296,8 +295,7 @@ BAD = [
     ({"search": {"betas": [1.0]}}, "search.betas"),
     ({"search": {"num_successors": 4}, "n": 5}, "n"),
     ({"temperature": 3}, "temperature"),
-    ({"top_p": -0.1}, "top_p"),
-    ({"top_p": 1.1}, "top_p"),
+    *(({"top_p": top_p}, "top_p") for top_p in (-0.1, 1.1)),
     ({"top_k": -1}, "top_k"),
     ({"n": 0}, "n"),
     ({"stop": ["a"] * 5}, "stop"),
