@@ -61,7 +61,7 @@ from iro_server.engines.prepare import prepare_model
 from iro_server.graders import cgroup
 from iro_server.graders.sandbox import isolation_problem
 from iro_server.jobs.background import Background
-from iro_server.jobs.batches.running import BatchExecutor
+from iro_server.jobs.batches.running import MOST_TRIES, BatchExecutor
 from iro_server.jobs.estimates.running import EstimateExecutor
 from iro_server.jobs.evals.running import RunExecutor
 from iro_server.jobs.job_runs.running import JobRunExecutor
@@ -118,9 +118,9 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
             supervisor.stopping
         )
         batch_executor = BatchExecutor(settings, sessions, grader_environment)
-        batching = Background(settings, sessions, Batch, batch_executor.execute, settings.batch_concurrency).run(
-            supervisor.stopping
-        )
+        batching = Background(
+            settings, sessions, Batch, batch_executor.execute, settings.batch_concurrency, MOST_TRIES
+        ).run(supervisor.stopping)
         run_executor = JobRunExecutor(settings, sessions, grader_environment)
         running = Background(settings, sessions, JobRun, run_executor.execute, settings.job_run_concurrency).run(
             supervisor.stopping

@@ -98,9 +98,9 @@ async def create(body: ChatRequest, request: Request, context: Ctx) -> Any:
     use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls, model)
     schema = await answer_schema(body.response_format, use, context, model)
     generation = await run_in_threadpool(_generation, body, context, model, schema, use)
+    messages = [message.model_dump(exclude_none=True) for message in body.messages] if body.store else []
     if body.store:
-        size = json_bytes([message.model_dump(exclude_none=True) for message in body.messages])
-        await run_in_threadpool(check_completions, context, size)
+        await run_in_threadpool(check_completions, context, json_bytes(messages))
     slot = take_slot(request, context, [generation])
     frame: JsonObject = {
         "id": new_id("chatcmpl-"),
@@ -115,7 +115,7 @@ async def create(body: ChatRequest, request: Request, context: Ctx) -> Any:
         return frame | {"object": "chat.completion", "choices": choices, "usage": usage}
 
     def keep(answer: JsonObject) -> None:
-        stored_completions.store(answer, body.messages, body.metadata or {}, context)
+        stored_completions.store(answer, messages, body.metadata or {}, context)
 
     if body.stream:
         chunks = ChatChunks(model.engine.tokenizer, body, use)

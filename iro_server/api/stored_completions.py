@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import ColumnElement, delete
@@ -16,7 +16,6 @@ from iro_server.api.context import Context, Ctx, Limit, Order, list_page
 from iro_server.api.errors import bad_request, not_found
 from iro_server.api.job_request import MAX_TAGS, Tags
 from iro_server.api.listing import list_response
-from iro_server.api.messages import Message
 from iro_server.api.stored_size import json_bytes
 from iro_server.store import tables as t
 from iro_server.store.database import find
@@ -46,17 +45,16 @@ class UpdateRequest(ClosedModel):
     metadata: Tags | None
 
 
-def store(completion: JsonObject, messages: Sequence[Message], metadata: dict[str, str], context: Context) -> None:
+def store(completion: JsonObject, messages: list[JsonObject], metadata: dict[str, str], context: Context) -> None:
     """Keep an answer of the chat route with its request's messages and metadata."""
-    stored_messages = [message.model_dump(exclude_none=True) for message in messages]
     row = t.Completion(
         id=completion["id"],
         created_at=completion["created"],
         project=context.caller.project,
         model=completion["model"],
-        messages=stored_messages,
+        messages=messages,
         body=completion,
-        bytes=json_bytes(stored_messages) + json_bytes(completion),
+        bytes=json_bytes(messages) + json_bytes(completion),
         completion_metadata=metadata,
         tags=tags_of(metadata),
         expires_at=completion["created"] + round(context.settings.completion_seconds),

@@ -28,14 +28,13 @@ from iro_server.jobs.records import LeaseLost
 from iro_server.settings import Settings
 from iro_server.store.clock import UnixTime
 from iro_server.store.database import Sessions, find
-from iro_server.store.tables import ApiKey, BackgroundRow, Batch, now
+from iro_server.store.tables import ApiKey, BackgroundRow, now
 
 log = logging.getLogger("iro.jobs")
 SLICE = 30.0  # seconds that a row keeps its place while another project's waits
 MAX_TURNS = 100  # projects whose last turn is known
 TRIES = 3  # of a row without progress: one that kills each server it comes to must not do so for ever
 REQUEST_TIMEOUT = 600.0  # seconds
-ENDED_BY_EXECUTOR = (Batch,)  # tables whose executors end a row that has spent its tries, to keep what it has stored
 
 
 Row = TypeVar("Row", bound=BackgroundRow)
@@ -146,14 +145,16 @@ def claim(
     seconds: float,
     besides: Collection[str] = (),
     turns: Mapping[str, float] = MappingProxyType({}),
+    most_tries: int = TRIES,
 ) -> Row | None:
     """A row that waits, or that a server which died held, now ours: the oldest of the project whose turn it is. Of
-    projects with as many rows under way, one without an entry in ``turns`` comes first, then the smallest entry."""
+    projects with as many rows under way, one without an entry in ``turns`` comes first, then the smallest entry.
+    ``most_tries``: after so many a row fails instead."""
     if not _has_waiting_row(sessions, table):
         return None
     waiting = _waiting(table)
     with sessions.begin() as session:
-        _give_up(session, table)
+        _give_up(session, table, most_tries)
         running = _num_running(table)
         oldest = func.min(case((and_(waiting, table.id.not_in(besides)), table.seq)))
         turn = select(oldest).where(or_(waiting, table.status == "in_progress")).group_by(table.project)
@@ -203,10 +204,9 @@ def _waiting(table: type[BackgroundRow]) -> ColumnElement[bool]:
     return or_(table.status == "queued", left_over)
 
 
-def _give_up(session: Session, table: type[BackgroundRow]) -> None:
-    """Fail rows that have spent their tries. An executor that ends such a row itself has as many tries to do so."""
-    tries = 2 * TRIES if issubclass(table, ENDED_BY_EXECUTOR) else TRIES
-    spent = update(table).where(_waiting(table), table.tries >= tries)
+def _give_up(session: Session, table: type[BackgroundRow], most_tries: int) -> None:
+    """Fail rows that have spent their tries."""
+    spent = update(table).where(_waiting(table), table.tries >= most_tries)
     session.execute(spent.values(status="failed", error=_shown_error(TriesSpent()), finished_at=now()))
 
 
@@ -236,6 +236,8 @@ class Background(Generic[Row]):
 
     ``execute`` does a row's work in a thread, writes by the row's lease alone, and ends it. WorkFailed fails the row; a
     database or a grader service that is away, or a full disk, lets the lease run out, so that the work is tried again.
+    ``most_tries``: of a row without progress; more than ``TRIES`` where ``execute`` ends a row after these itself, to
+    keep what it has stored.
     """
 
     def __init__(
@@ -245,14 +247,10 @@ class Background(Generic[Row]):
         table: type[Row],
         execute: Callable[[Row, Lease], None],
         at_once: int,
+        most_tries: int = TRIES,
     ) -> None:
-        self.settings, self.sessions, self.table, self.execute, self.at_once = (
-            settings,
-            sessions,
-            table,
-            execute,
-            at_once,
-        )
+        self.settings, self.sessions, self.table, self.execute = settings, sessions, table, execute
+        self.at_once, self.most_tries = at_once, most_tries
         self.database = ThreadPoolExecutor(1, f"{table.__tablename__}-leases")
         self.threads = ThreadPoolExecutor(max(1, at_once), table.__tablename__)
         self.leases: dict[str, Lease] = {}
@@ -279,7 +277,7 @@ class Background(Generic[Row]):
     async def _start_waiting(self) -> None:
         while len(self.leases) < self.at_once:
             held, turns = [*self.leases], dict(self.turns)
-            row = await in_thread(self.database, claim, self.sessions, self.table, self.settings.lease, held, turns)
+            row = await in_thread(self.database, self._claim, held, turns)
             if row is None:
                 return
             lease = Lease(self.sessions, row, self.settings.lease, self.settings.request_timeout)
@@ -287,6 +285,9 @@ class Background(Generic[Row]):
             task = asyncio.create_task(self._do(row, lease))
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
+
+    def _claim(self, held: Collection[str], turns: Mapping[str, float]) -> Row | None:
+        return claim(self.sessions, self.table, self.settings.lease, held, turns, self.most_tries)
 
     async def _do(self, row: Row, lease: Lease) -> None:
         try:

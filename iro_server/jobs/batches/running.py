@@ -36,6 +36,7 @@ EXPIRED: JsonObject = {
     "message": "This request could not be executed before the completion window expired.",
 }
 NO_USAGE = {"input_tokens": 0, "cached_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+MOST_TRIES = 2 * TRIES  # of a batch without progress: those after TRIES only write its files
 
 
 class BatchExecutor:
