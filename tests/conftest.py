@@ -21,7 +21,7 @@ from benchmarks.postgres import MISSING, Postgres, postgres, programs
 if TYPE_CHECKING:
     from iro_server.engines.embedded import EmbeddedEngine
 
-pytest_plugins = ["tests.rotation"]
+pytest_plugins = ["tests.loggers", "tests.rotation"]
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, here and in the processes that tests start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
