@@ -19,7 +19,9 @@ from iro_server.api.generation_slot import take_slot
 from iro_server.api.logprobs import text_logprobs
 from iro_server.api.options import Options, fingerprint, usage_object
 from iro_server.api.prompt_length import check_length
+from iro_server.api.registry import ServedModel
 from iro_server.api.respond import Stream, whole
+from iro_server.api.response_schema import requested_schema
 from iro_server.api.unsupported import Unsupported
 from iro_server.decoding.beam import SampledTokens
 from iro_server.engines.prompts import text_prompt_ids
@@ -37,6 +39,7 @@ class CompletionRequest(Options):
 
     prompt: str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    response_format: JsonObject | None = None  # as of a chat completion; OpenAI's API has none here, vLLM's does
     echo: Annotated[object, Unsupported(False)] = None
     best_of: Annotated[object, Unsupported(1)] = None
     suffix: Annotated[object, Unsupported("")] = None
@@ -60,8 +63,10 @@ class CompletionRequest(Options):
 
 @router.post("/completions")
 async def create(body: CompletionRequest, request: Request, context: Ctx) -> Any:
-    """Continue each prompt ``n`` times."""
-    generations = await run_in_threadpool(_generations, body, context)
+    """Continue each prompt ``n`` times, under the response format asked for or that of the model's job."""
+    model = await run_in_threadpool(served_model, body.model, body.search, context)
+    schema = await requested_schema(body.response_format, context, model)
+    generations = await run_in_threadpool(_generations, body, context, model, schema)
     slot = take_slot(request, context, generations)
     frame = {
         "id": new_id("cmpl-"),
@@ -79,12 +84,11 @@ async def create(body: CompletionRequest, request: Request, context: Ctx) -> Any
     return frame | {"choices": choices, "usage": usage_object(generations, generated)}
 
 
-def _generations(body: CompletionRequest, context: Context) -> list[Generation]:
-    model = served_model(body.model, body.search, context)
+def _generations(body: CompletionRequest, context: Context, model: ServedModel, schema: str | None) -> list[Generation]:
     engine = model.engine
     prompts = [_token_ids(engine.tokenizer, prompt, engine.info.max_length) for prompt in body.prompts()]
     return [
-        body.generation(context, model, ids, body.max_tokens, DEFAULT_MAX_TOKENS, index, len(prompts))
+        body.generation(context, model, ids, body.max_tokens, DEFAULT_MAX_TOKENS, index, len(prompts), schema)
         for index, ids in enumerate(prompts)
     ]
 

@@ -133,11 +133,10 @@ class Roller:
                 {name: message[name] for name in MESSAGE_FIELDS if name in message} for message in row["messages"]
             ]
             if row.get("tools"):
-                request["tools"] = row["tools"]
-            elif self.asked_format:
-                request["response_format"] = self.asked_format
-            return request
-        return {"max_tokens": CONTINUATION_TOKENS} | request | {"prompt": row["prompt"]}
+                return request | {"tools": row["tools"]}
+        else:
+            request = {"max_tokens": CONTINUATION_TOKENS} | request | {"prompt": row["prompt"]}
+        return request | {"response_format": self.asked_format} if self.asked_format else request
 
     def _grade(self, number: int, row: JsonObject, answer: Answer, rollouts: Rollouts, deadline: float) -> None:
         if answer.error is not None:

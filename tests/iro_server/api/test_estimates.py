@@ -18,6 +18,7 @@ from tests.iro_server.api.serving import GRADER, ended, serving, settings_for, s
 from tests.iro_server.graders.judge import answers_in, judge, ranking_by
 
 ROWS = b"".join(b'{"messages": [{"role": "user", "content": "say %d"}], "n": %d}\n' % (n, n) for n in range(40))
+TEXTS = b"".join(json.dumps({"prompt": f"Once {n}"}).encode() + b"\n" for n in range(12))
 SHORT = {"max_tokens": 12}
 PLANTED = {
     "go": "return sample['output_text'].count('z')",
@@ -113,16 +114,17 @@ def test_a_grader_that_gives_no_reward_is_quoted(client, body):
     assert result["samples"][0]["error"] and result["samples"][0]["error"] in result["message"]
 
 
-def formatted(client, format: dict) -> dict:
+def formatted(client, format: dict, rows: bytes = ROWS) -> dict:
     """A job whose answers have the format."""
-    body = body_of(client, PLANTED["go"])
+    body = body_of(client, PLANTED["go"], rows=rows)
     body["method"]["reinforcement"]["response_format"] = format
     return body
 
 
-def test_completions_are_held_to_a_response_format_as_those_of_the_job(client):
+@pytest.mark.parametrize("rows", [ROWS, TEXTS], ids=["conversations", "texts"])
+def test_completions_are_held_to_a_response_format_as_those_of_the_job(client, rows):
     format = {"type": "json_schema", "json_schema": {"name": "word", "schema": {"enum": ["a", "zz"]}}}
-    result = estimated(client, formatted(client, format))
+    result = estimated(client, formatted(client, format, rows))
     assert result["reward"]["mean"] == 2.0
     assert {(sample["text"], sample["error"]) for sample in result["samples"]} == {('"zz"', None)}
 
@@ -158,8 +160,7 @@ def test_calls_are_graded_as_those_of_the_job(tmp_path):
 
 
 def test_texts_are_continued_as_they_stand(client):
-    rows = b"".join(json.dumps({"prompt": f"Once {n}"}).encode() + b"\n" for n in range(12))
-    assert estimated(client, body_of(client, PLANTED["go"], rows=rows))["prompts"] == 12
+    assert estimated(client, body_of(client, PLANTED["go"], rows=TEXTS))["prompts"] == 12
 
 
 def test_a_slow_grader_ends_the_estimate_in_time_and_shows_in_the_cost(tmp_path):

@@ -92,6 +92,24 @@ def test_a_model_answers_in_its_jobs_format_unless_asked_otherwise(client):
     for other in ({"type": "text"}, named({"const": "z"})):
         text = ask(model=model, messages=HI, max_tokens=9, response_format=other).choices[0].message.content
         assert not text.startswith("{")
+    texts = client.completions.create
+    jsonschema.validate(json.loads(texts(model=model, prompt="hi", max_tokens=99).choices[0].text), SCHEMA)
+    free = texts(model=model, prompt="hi", max_tokens=9, extra_body={"response_format": {"type": "text"}})
+    assert not free.choices[0].text.startswith("{")
+
+
+def test_a_text_is_continued_in_the_format_that_is_asked_for(client):
+    ask = {"model": "bytes", "prompt": ["hi", "ho"], "n": 2, "max_tokens": 99, "seed": 1}
+    whole = client.completions.create(**ask, extra_body={"response_format": FORMAT})
+    for choice in whole.choices:
+        jsonschema.validate(json.loads(choice.text), SCHEMA)
+    streamed = ["", "", "", ""]
+    for chunk in client.completions.create(**ask, stream=True, extra_body={"response_format": FORMAT}):
+        streamed[chunk.choices[0].index] += chunk.choices[0].text
+    assert streamed == [choice.text for choice in whole.choices]
+    with pytest.raises(openai.BadRequestError) as refusal:
+        client.completions.create(**ask, extra_body={"response_format": named({"not": {}})})
+    assert refusal.value.param == "response_format"
 
 
 def named(schema):
