@@ -185,6 +185,8 @@ def _first_mistake(errors: Sequence[JsonObject] | Sequence[ErrorDetails], prefix
     path = [str(step) for step in (*prefix, *first["loc"]) if not MEMBER.fullmatch(str(step))]
     if path[0] in ("body", "query", "path"):
         path = path[1:]
+    if first["type"] == "missing" and (field := first.get("ctx", {}).get("field")):  # of an object that is there
+        path.append(field)
     param = ".".join(path) or None
     if first["type"] == "json_invalid":
         return bad_request("We could not parse the JSON body of your request.")

@@ -18,6 +18,7 @@ from iro_server.api.chat import ChatRequest
 from iro_server.api.composition import served_model
 from iro_server.api.context import Context, Ctx, Limit, Order
 from iro_server.api.errors import APIError, api_error, bad_request, invalid, not_found
+from iro_server.api.eval_fields import check_fields
 from iro_server.api.eval_report import report_page
 from iro_server.api.eval_requests import DataSource, RunRequest, SamplingParams, Source
 from iro_server.api.evals import owned_eval
@@ -49,6 +50,7 @@ def _create(id: str, body: RunRequest, request: Request, context: Context) -> Js
     evaluation = owned_eval(context, id)
     model, rows = body.data_source.model, _rows(body, evaluation, context)
     data_source = _as_sent(body)
+    check_fields(data_source.get("input_messages"), evaluation.testing_criteria, [item for item, _ in rows])
     sampling = {} if model is None else _sampling(model, body.data_source, context)
     size = sum(map(json_bytes, rows)) + json_bytes(data_source)
     check_eval_runs(context, len(rows), size)
@@ -223,7 +225,7 @@ def cancel(id: str, run_id: str, request: Request, context: Ctx) -> JsonObject:
     with context.sessions.begin() as session:
         canceled = session.execute(change.values(status="canceled", finished_at=t.now()).returning(t.EvalRun.id))
         if canceled.first() is None:
-            raise bad_request(f"{run_id} has already {run.status}.", "run_id", "run_ended")
+            raise bad_request(f"{run_id} has ended: its status is {run.status}.", "run_id", "run_ended")
     return show(_run(context, id, run_id), request)
 
 

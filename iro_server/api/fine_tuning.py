@@ -184,7 +184,7 @@ def cancel(id: str, context: Ctx) -> JsonObject:
     job = _job(context, id)
     with context.sessions.begin() as session:
         if not any(records.move(session, id, before, "cancelled") for before in records.OPEN):
-            raise bad_request(f"{id} has already {job.status}.", "id", "job_ended")
+            raise bad_request(f"{id} has ended: its status is {job.status}.", "id", "job_ended")
         records.add_event(session, id, "The job was cancelled")
     leftovers.discard_deleted_inputs(context.settings, context.sessions, t.Job.id == id)
     return show(_job(context, id), context)

@@ -14,12 +14,14 @@ from pydantic_core import from_json
 from iro_server import JsonObject
 from iro_server.api.errors import APIError, bad_request
 from iro_server.api.messages import Message, Tool
+from iro_server.store.row_files import SAVE_AS_UTF_8
 
 MAX_LINE = 8 * 2**20  # bytes of one row, which is read as a whole
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 PLACE = re.compile(r"at line \d+ column (\d+)")
 JSON_LINES = "the file holds one JSON object a line (JSON Lines)"
+FIELDS_SHOWN, MOST_SHOWN = 5, 200  # names, and characters of them, of a row that is none
 
 
 class RowMessage(Message):
@@ -40,8 +42,11 @@ class Row(BaseModel):
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Row:
-        if (not self.messages and not self.prompt) or (self.messages and self.prompt):
-            raise ValueError("a row has either 'messages' or 'prompt'")
+        if self.messages and self.prompt:
+            raise ValueError("a row has either 'messages' or 'prompt', and this one both")
+        if not self.messages and not self.prompt:
+            fields = ", ".join(map(repr, list(self.model_extra or ())[:FIELDS_SHOWN]))[:MOST_SHOWN] or "no field"
+            raise ValueError(f"a row has either 'messages' or 'prompt'; this one has {fields}")
         if self.messages and self.messages[-1].role not in ("user", "tool"):
             raise ValueError("the last of 'messages' must have the role 'user' or 'tool': the model writes the answer")
         return self
@@ -131,7 +136,7 @@ def _json_problem(text: bytes, number: int, error: ValueError) -> str:
         text.decode()
     except UnicodeDecodeError:
         encoding = " (it looks like UTF-16)" if text.startswith(UTF_16_MARKS) else ""
-        return f"is not UTF-8{encoding}: save the file as UTF-8"
+        return f"is not UTF-8{encoding}: {SAVE_AS_UTF_8}"
     reason = PLACE.sub(r"at column \1", str(error))
     is_begun = number == 1 and text[:1] in (b"[", b"{") and reason.startswith("EOF while parsing")
     return f"is not valid JSON: {reason}{f'; {JSON_LINES}' if is_begun else ''}"

@@ -45,7 +45,7 @@ class Message(BaseModel):
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
         if self.content is None and not self.tool_calls:
-            raise PydanticCustomError("missing", "content is missing")
+            raise PydanticCustomError("missing", "{field} is missing", {"field": "content"})
         if self.tool_calls and self.role != "assistant":
             raise ValueError("only an assistant's message has tool_calls")
         if self.role == "tool" and self.tool_call_id is None:

@@ -27,10 +27,9 @@ def backup(out: Folder, data_dir: DataDir = None, database_url: DatabaseUrl = No
 def restore(source: Folder, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
     """Fill an empty, stopped server from a backup. Jobs that ran continue when it starts."""
     from iro_server.store.backup import restore
-    from iro_server.store.database import open_database
 
     settings = settings_of(data_dir, database_url)
-    _tell(f"Restored to {settings.data_dir}", restore(settings, open_database(settings), source))
+    _tell(f"Restored to {settings.data_dir}", restore(settings, source))
 
 
 def _tell(done: str, rows: dict[str, int]) -> None:

@@ -22,7 +22,7 @@ from iro_server import JsonObject
 from iro_server.settings import Settings
 from iro_server.store import files, upgrade
 from iro_server.store import tables as t
-from iro_server.store.database import Sessions
+from iro_server.store.database import Sessions, open_database
 
 MANIFEST = "backup.json"
 LISTINGS = 5  # of a folder whose files are removed while they are copied
@@ -72,15 +72,17 @@ def backup(settings: Settings, sessions: Sessions, out: Path) -> dict[str, int]:
     return counts
 
 
-def restore(settings: Settings, sessions: Sessions, source: Path) -> dict[str, int]:
+def restore(settings: Settings, source: Path) -> dict[str, int]:
     """Load the backup into the empty server of ``settings``. Returns the number of rows by table. Running jobs are
     queued. ValueError, before anything is written, if ``source`` is incomplete or damaged or the server is not
-    empty."""
-    manifest = _manifest(source, sessions)
+    empty; its tables are made only once the source is found whole."""
+    manifest = _manifest(source)
     rows = {name: _read(source / f"{name}.jsonl") for name in manifest.rows}
     if {name: len(content) for name, content in rows.items()} != manifest.rows:
         raise ValueError(f"{source} is damaged: the number of rows in its tables differs from {MANIFEST}")
     _check_files(source, rows["files"])
+    sessions = open_database(settings)
+    _check_server(sessions, manifest)
     paths = DataDirPaths(manifest.data_dir, str(settings.data_dir))
     for folder in ("files", "jobs", "parts", "batches", "runs"):
         if (source / folder).exists():
@@ -216,7 +218,7 @@ def _raise_unless_removed(error: OSError) -> None:
         raise error
 
 
-def _manifest(source: Path, sessions: Sessions) -> Manifest:
+def _manifest(source: Path) -> Manifest:
     path = source / MANIFEST
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
@@ -224,17 +226,21 @@ def _manifest(source: Path, sessions: Sessions) -> Manifest:
         raise ValueError(f"{source} is not a complete backup: it has no {MANIFEST}") from None
     except ValidationError as error:
         raise ValueError(f"{path} is not a backup's manifest: {_first_mistake(error)}") from None
+    if absent := {table.name for table in t.Base.metadata.sorted_tables} - manifest.rows.keys():
+        raise ValueError(f"{path} is not a backup's manifest: it does not name the table {min(absent)}")
+    return manifest
+
+
+def _check_server(sessions: Sessions, manifest: Manifest) -> None:
+    """ValueError unless the server is empty and has the backup's tables."""
     revision = upgrade.revisions(sessions.kw["bind"])[0]
     if manifest.revision != revision:
         message = f"the backup's tables are at revision {manifest.revision}, this version's at {revision}: restore"
         raise ValueError(f"{message} with the version that made the backup, then update Iro")
-    if absent := {table.name for table in t.Base.metadata.sorted_tables} - manifest.rows.keys():
-        raise ValueError(f"{path} is not a backup's manifest: it does not name the table {min(absent)}")
     with sessions() as session:
         for table in t.Base.metadata.sorted_tables:
             if session.scalar(select(func.count()).select_from(table)):
                 raise ValueError(f"this server is not empty: its table {table.name} has rows; restore to a new one")
-    return manifest
 
 
 def _first_mistake(error: ValidationError) -> str:

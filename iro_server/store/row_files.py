@@ -43,6 +43,9 @@ CHILD_ENVIRONMENT = {  # each thread would take address space
 }
 
 
+SAVE_AS_UTF_8 = "save the file as UTF-8"
+
+
 class BadRows(ValueError):
     """A file whose rows cannot be read. The message names the row, where it is one row's fault."""
 
@@ -66,6 +69,8 @@ def table_rows(path: Path, format: Format) -> Iterator[JsonObject]:
         yield from as_items(read(path))
     except BadRows:
         raise
+    except UnicodeDecodeError:  # of a CSV file, which tells of a block of rows at once
+        raise BadRows(f"it is not UTF-8: {SAVE_AS_UTF_8}") from None
     except (ValueError, TypeError, KeyError, OSError, csv.Error) as error:  # pyarrow's errors among them
         raise BadRows(f"it cannot be read as {format}: {error}") from error
 
@@ -86,6 +91,8 @@ def _csv_rows(path: Path) -> Iterator[JsonObject]:
         header = next(lines, [])
         if not header or len(set(header)) < len(header) or not all(header):
             raise BadRows("its first row has to name each column, and none twice")
+        if len(header) == 1 and ";" in header[0]:
+            raise BadRows(f"its first row is {header[0][:100]!r}, one column: separate columns by commas")
         for fields in filter(None, lines):
             if len(fields) != len(header):
                 raise BadRows(f"line {lines.line_num} has {len(fields)} fields, and the first row {len(header)}")

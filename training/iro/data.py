@@ -54,12 +54,14 @@ class Split:
     """A job's prompts by purpose; no prompt's text serves two purposes.
 
     ``slices``: an iteration's each. ``validation``: choose the best iteration. ``check``: compare that iteration with
-    the frozen model once, at the end; ``validation`` itself where that has the only prompt.
+    the frozen model once, at the end; ``validation`` itself where that has the only prompt. ``left_out``: rows of the
+    training file whose prompts the validation file has as well.
     """
 
     slices: list[Slice]
     validation: list[Prompt]
     check: list[Prompt]
+    left_out: int = 0
 
     @property
     def check_groups(self) -> list[list[int]]:
@@ -112,11 +114,21 @@ def load_prompts(path: Path, param: str, model: Description, max_tokens: int) ->
         except Exception as error:  # chat templates raise errors of many kinds for messages they cannot render
             raise AlignError(f"{path.name}, {place}: {_row_problem(error)}", param=param) from error
         if not 0 < len(token_ids) <= room:
-            raise AlignError(f"{path.name}, {place}: {len(token_ids)} tokens; 1 to {room} fit", param=param)
+            raise AlignError(f"{path.name}, {place}: {_no_room(len(token_ids), model, max_tokens)}", param=param)
         prompts.append(Prompt(len(prompts), tuple(token_ids), item))
     if not prompts:
         raise AlignError(f"{path.name} has no rows", param=param)
     return prompts
+
+
+def _no_room(tokens: int, model: Description, max_tokens: int) -> str:
+    if tokens == 0:
+        return "the prompt has no tokens"
+    longest = model.info.max_length
+    return (
+        f"the prompt has {tokens} tokens, and the answer up to {max_tokens}: together over the model's context of "
+        f"{longest}. Shorten the prompt, or lower max_tokens" + f" to {longest - tokens}" * (tokens < longest)
+    )
 
 
 def _row_problem(error: Exception) -> str:
@@ -144,6 +156,10 @@ def check(config: AlignConfig, model: Description, grader: Grader) -> list[str]:
     if not config.validation_file:
         files = {"training_file": training | validation}
     warnings = [*_too_few_to_check(parts)]
+    if parts.left_out:
+        has = "1 row of the training_file has a prompt" if parts.left_out == 1 else ""
+        has = has or f"{parts.left_out} rows of the training_file have prompts"
+        warnings.append(f"{has} that the validation_file has too: the job does not train on them")
     for field in sorted(grader.item_fields()):
         for param, prompts in files.items():
             lacking = [index for index, prompt in sorted(prompts.items()) if field not in prompt.item]
@@ -175,29 +191,40 @@ def split(config: AlignConfig, model: Description, rng: np.random.Generator) -> 
     rows = load_prompts(config.training_file, "training_file", model, config.min_room)
     training = by_text([rows[i] for i in rng.permutation(len(rows))])
     if config.validation_file:
-        pool = by_text(load_prompts(config.validation_file, "validation_file", model, config.min_room))
+        held = by_text(load_prompts(config.validation_file, "validation_file", model, config.min_room))
     else:
-        pool = training[: max(1, len(training) // 4)]
-    pool = pool[: 2 * config.validation_prompts]
+        held = training[: max(1, len(training) // 4)][: 2 * config.validation_prompts]
+    pool = held[: 2 * config.validation_prompts]
     half = math.ceil(len(pool) / 2)
-    reserved = {group[0].token_ids for group in pool}
+    reserved = {group[0].token_ids for group in held}
+    left_out = sum(row.token_ids in reserved for row in rows) if config.validation_file else 0
     training = [group for group in training if group[0].token_ids not in reserved]
     asked = config.prompts_per_iteration
-    needed = 2 if asked else 2 * config.iterations
-    if len(training) < needed:
-        raise AlignError(
-            f"{len(training)} training prompts are too few: each iteration takes 2, and iterations is "
-            f"{config.iterations}; add {needed - len(training)} different prompts or more"
-            + f" (of {len(rows)} rows; the others are validation prompts, or repeat a prompt)"
-            * (len(rows) > len(training)),
-            param="training_file",
-        )
+    _check_count(config, len(training), len(rows), left_out)
     validation = _flat(pool[:half])
     size = min(asked or len(training) // config.iterations, len(training))
     return Split(
         slices=_slices(training, size, config.iterations),
         validation=validation,
         check=_flat(pool[half:]) or validation,
+        left_out=left_out,
+    )
+
+
+def _check_count(config: AlignConfig, prompts: int, rows: int, left_out: int) -> None:
+    """AlignError where the different ``prompts`` that are left of the ``rows`` for training are too few."""
+    needed = 2 if config.prompts_per_iteration else 2 * config.iterations
+    if prompts >= needed:
+        return
+    others = (
+        "the validation_file has the prompts of the others too" if left_out else "the others are validation prompts"
+    )
+    raise AlignError(
+        f"{prompts} training prompts are too few: each iteration takes 2, and iterations is "
+        f"{config.iterations}; add {needed - prompts} different prompts or more"
+        + f" (of {rows} rows; {others}, or they repeat a prompt)"
+        * (rows > prompts),
+        param="training_file",
     )
 
 

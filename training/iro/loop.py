@@ -275,7 +275,9 @@ class Alignment:
                     "timing": report.timing(self.run, ["lengths"] * self.run.has("lengths"), [], [], valid),
                 },
                 f"The frozen model: full validation mean reward={base:.3f} (best of {self.config.rollouts_per_prompt}, "
-                f"picked by the grader: {best:.3f})",
+                f"picked by the grader: {best:.3f})"
+                if math.isfinite(base)
+                else "The frozen model got no reward",
             )
             emit_samples(self.run, 0, self.prompts.validation, valid.rows)
 

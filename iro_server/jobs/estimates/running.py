@@ -124,7 +124,7 @@ def report(rollouts: Rollouts, options: AlignmentOptions, rows: Rows, width: int
     searched = options.beam_width * options.num_successors
     expected = statistics.gain(rewards, searched) if values else None
     errors = [completion.grade.error for completion in graded if completion.grade.error]
-    verdict = judge(rewards, repeats, expected, errors[0] if errors else None)
+    verdict = judge(rewards, repeats, expected, errors[0] if errors else None, rows.training)
     rates = _rates(rollouts)
     means = [sum(of_prompt) / len(of_prompt) for of_prompt in values]
     return {

@@ -13,7 +13,8 @@ Word = Literal["go", "more_rollouts", "constant_reward", "flaky_grader", "nothin
 MOST_UNGRADABLE = 0.5  # as in a job, which fails where more of its first rollouts get no reward
 LEAST_RELIABILITY = 0.5
 MOST_EQUAL = 0.8  # of prompts with equal rewards, beyond which a job would learn from too few
-LEAST_PROMPTS = 3
+LEAST_PROMPTS = 3  # for an interval; as many as a job takes at least that has no validation file
+SHOWING = 16  # different prompts of a file, of which a job has enough left to show a gain on
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,9 @@ class Verdict:
     sentence: str
 
 
-def judge(rewards: Rewards, repeats: Repeats, expected: Interval | None, error: str | None) -> Verdict:
+def judge(rewards: Rewards, repeats: Repeats, expected: Interval | None, error: str | None, rows: int) -> Verdict:
     """``expected``: the gain; None where nothing was graded. ``error``: what the grader said of a completion that it
-    could not grade."""
+    could not grade. ``rows``: how many the training file has."""
     values = statistics.gradable(rewards)
     total = sum(map(len, rewards))
     failed = round(statistics.ungradable_share(rewards) * total)
@@ -50,7 +51,7 @@ def judge(rewards: Rewards, repeats: Repeats, expected: Interval | None, error: 
         )
         return Verdict("flaky_grader", message)
     if len(values) < LEAST_PROMPTS:
-        return Verdict("more_rollouts", _slow(len(values)))
+        return Verdict("more_rollouts", _few_rows(rows) if rows < LEAST_PROMPTS else _slow(len(values)))
     if equal > MOST_EQUAL:
         return Verdict("more_rollouts", _more(len(values), equal, max(map(len, values))))
     if expected.low <= 0:
@@ -66,10 +67,19 @@ def _constant(flat: list[float]) -> str:
     )
 
 
+def _few_rows(rows: int) -> str:
+    return (
+        f"The training file has {'1 row' if rows == 1 else f'{rows} rows'}, too few to say more: a job takes "
+        f"{LEAST_PROMPTS} different prompts at least, with a validation file 2, and {SHOWING} to show a gain. Add "
+        "prompts."
+    )
+
+
 def _slow(prompts: int) -> str:
     return (
-        f"Only {prompts} prompts were graded in the time that an estimate has, too few to say more: the sampling "
-        "or the grader is slow. Lower max_tokens, speed up the grader, or raise the server's IRO_ESTIMATE_SECONDS."
+        f"Only {'1 prompt was' if prompts == 1 else f'{prompts} prompts were'} graded in the time that an estimate "
+        "has, too few to say more: the sampling or the grader is slow. Lower max_tokens, speed up the grader, or raise "
+        "the server's IRO_ESTIMATE_SECONDS."
     )
 
 

@@ -107,6 +107,13 @@ def test_a_null_in_place_of_what_is_required_is_missing(client, field):
     assert error["code"] == "missing_required_parameter"
 
 
+def test_a_message_without_content_lacks_its_content(client):
+    chat = {"model": "bytes", "messages": [{"role": "user"}]}
+    error = httpx.post(f"{client.base_url}chat/completions", json=chat).json()["error"]
+    assert error["param"] == "messages.0.content"
+    assert error["message"] == "Missing required parameter: 'messages.0.content'."
+
+
 def test_control_characters_of_a_request_are_spelled_in_its_error(client):
     chat = {"model": "a\x1b[2J\x9b\u2028\nb", "messages": [{"role": "user", "content": "hi"}]}
     message = httpx.post(f"{client.base_url}chat/completions", json=chat).json()["error"]["message"]

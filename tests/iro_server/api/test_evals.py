@@ -154,6 +154,19 @@ def test_a_judge_is_asked_through_this_server_and_its_tokens_are_counted(client)
     assert usage.invocation_count == 4 and usage.total_tokens > usage.prompt_tokens + usage.completion_tokens
 
 
+def test_a_run_reads_fields_that_an_item_has(client):
+    reads = {"type": "string_check", "name": "reads", "operation": "eq", "input": "{{sample.output_text}}"}
+    eval_id = new_eval(client, [reads | {"reference": "{{item.nope}}"}])
+    with pytest.raises(openai.BadRequestError, match=r"criterion 'reads' reads item\.nope, a field") as no:
+        client.evals.runs.create(eval_id, data_source=sampled(2))
+    assert no.value.param == "data_source.source"
+    asks = sampled(2)
+    asks["input_messages"] = {"type": "template", "template": [{"role": "user", "content": "{{item.zzz}}"}]}
+    with pytest.raises(openai.BadRequestError, match=r"the messages read item\.zzz, a field") as no:
+        client.evals.runs.create(new_eval(client), data_source=asks)
+    assert no.value.param == "data_source.input_messages"
+
+
 def test_a_mistake_is_refused_where_it_stands(client):
     create, eval_id = client.evals.create, new_eval(client)
 

@@ -87,8 +87,9 @@ def test_a_file_is_its_own_projects_alone(served):
         (b'{"prompt": "a", "label": 1e999}', "line 1 is not valid JSON"),
         (b'{"prompt": "a", "label": 1' + b"0" * 5000 + b"}", "line 1 is not valid JSON: number out of range"),
         (b'{"prompt": "a", "label": ' + b"[" * 500 + b"]" * 500 + b"}", "line 1 is not valid JSON: recursion limit"),
-        (b'{"label": 1}', "either 'messages' or 'prompt'"),
-        (b'{"messages": [{"role": "user", "content": ""}], "prompt": "a"}', "either 'messages' or 'prompt'"),
+        (b'{"label": 1}', "either 'messages' or 'prompt'; this one has 'label'"),
+        (b"{}", "either 'messages' or 'prompt'; this one has no field"),
+        (b'{"messages": [{"role": "user", "content": ""}], "prompt": "a"}', "either .* and this one both"),
         (b'{"messages": null, "prompt": "a"}', "line 1 is not a training row: messages: Input should be a valid list"),
         (b'{"messages": []}', "line 1 is not a training row: messages"),
         (b'{"messages": [{"role": "user"}]}', "messages.0: content is missing"),
@@ -346,3 +347,15 @@ def test_an_upload_waits_in_the_data_directory_while_it_arrives(tmp_path, monkey
     with tempfile.SpooledTemporaryFile(max_size=1) as arriving:
         arriving.write(b"more than stays in memory")
         assert os.readlink(f"/proc/self/fd/{arriving.fileno()}").startswith(f"{tmp_path}/spool/")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("prompt,answer\nhi,caf\u00e9\n".encode("latin-1"), "it is not UTF-8: save the file as UTF-8"),
+        (b"prompt;answer\nhi;there\n", "'prompt;answer', one column: separate columns by commas"),
+    ],
+)
+def test_a_csv_of_another_encoding_or_separator_is_refused_with_what_to_change(served, content, told):
+    with pytest.raises(openai.BadRequestError, match=told):
+        served.client.files.create(file=("rows.csv", content), purpose="fine-tune")

@@ -38,9 +38,9 @@ NAN = math.nan
 NEVER = Repeats.of([(0.5, 0.5)] * 8)
 
 
-def verdict(rewards, repeats=NEVER):
+def verdict(rewards, repeats=NEVER, rows=40):
     values = [value for group in rewards for value in group if math.isfinite(value)]
-    return judge(rewards, repeats, gain(rewards, 16) if values else None, "the grader raised KeyError")
+    return judge(rewards, repeats, gain(rewards, 16) if values else None, "the grader raised KeyError", rows)
 
 
 @given(st.lists(st.floats(-10, 10), min_size=2, max_size=7), st.data())
@@ -104,7 +104,9 @@ def test_each_trouble_has_its_verdict_and_says_what_to_change():
     assert verdict(useful, random).word == "flaky_grader"
     rare = [[0.0] * 8] * 11 + [[0.0] * 7 + [1.0]]
     assert verdict(rare).word == "more_rollouts" and "Only 1 of 12 prompts" in verdict(rare).sentence
-    assert verdict(useful[:2]).word == "more_rollouts"
+    slow, short = verdict(useful[:2]), verdict(useful[:1], rows=1)
+    assert slow.word == short.word == "more_rollouts"
+    assert "2 prompts were graded in the time" in slow.sentence and "has 1 row, too few" in short.sentence
 
 
 def test_few_prompts_of_which_enough_differ_are_advised_more_prompts_and_not_more_rollouts():

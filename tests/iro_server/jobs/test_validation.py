@@ -40,11 +40,20 @@ def create(client, content: bytes, validation: bytes | None = None, grader=GRADE
     [
         ({"content": rows("a", "b")}, "training_file", "1 training prompts are too few: .* iterations is 1"),
         ({"content": rows(*"aaaaaaaa")}, "training_file", "0 training prompts are too few.*of 8 rows; the others"),
-        ({"content": rows(*NUMBERS), "validation": rows(*NUMBERS)}, "training_file", "0 training prompts are too few"),
-        ({"content": rows(*NUMBERS, "x" * 500)}, "training_file", "training_file.jsonl, line 9: 5.. tokens; 1 to 464"),
+        (
+            {"content": rows(*NUMBERS), "validation": rows(*NUMBERS)},
+            "training_file",
+            "the validation_file has the prompts",
+        ),
+        (
+            {"content": rows(*NUMBERS), "validation": rows(*NUMBERS), "validation_prompts": 1},
+            "training_file",
+            "0 training prompts are too few",
+        ),
+        ({"content": rows(*NUMBERS, "x" * 500)}, "training_file", "training_file.jsonl, line 9: the prompt has 5"),
         ({"content": rows(*NUMBERS), "validation": rows("x" * 500)}, "validation_file", "validation_file.jsonl, line"),
         ({"content": rows(*NUMBERS), "grader": READS_ANSWER}, "training_file", "item.answer, a field that no row"),
-        ({"content": rows(*NUMBERS), "max_tokens": 510}, "training_file", "1 to 2 fit"),
+        ({"content": rows(*NUMBERS), "max_tokens": 510}, "training_file", "line 1: .*up to 510.*lower max_tokens to"),
     ],
 )
 def test_a_job_that_cannot_run_fails_before_it_is_queued(client, arguments, param, said):
@@ -65,6 +74,12 @@ def test_rows_without_a_field_that_the_grader_reads_are_warned_of(client):
     content = rows(*NUMBERS, answer="z") + rows("without")
     warning = first_warning(client, content, rows("held out", answer="z"), iterations=1)
     assert warning.startswith("1 of 9 rows of the training_file, row 9 the first, lack the field 'answer'")
+
+
+def test_rows_that_the_validation_file_has_too_are_warned_of(client):
+    content = rows(*NUMBERS, "both", answer="z") + rows("both", answer="a")
+    warning = first_warning(client, content, rows("one", "two", "three", "four", "both", answer="z"), iterations=1)
+    assert warning.startswith("2 rows of the training_file have prompts that the validation_file has too")
 
 
 @pytest.mark.parametrize("prompts_per_iteration", [None, 8])

@@ -26,7 +26,7 @@ from iro_server.store import keys
 from iro_server.store.backup import _snapshot_transaction, backup, restore
 from iro_server.store.database import open_database
 from iro_server.store.files import FileCorrupt
-from iro_server.store.tables import Checkpoint, Eval, Event, File, Job, Model, now
+from iro_server.store.tables import Checkpoint, Eval, Event, Job, Model, now
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import GRADER, ended, serving, settings_for, start_job, upload, wait_for
 
@@ -81,7 +81,7 @@ def test_all_that_was_acknowledged_is_there_elsewhere(tmp_path, new_database, ki
             before = dict(acknowledged)
             backup(here, open_database(here), tmp_path / "backup")
     there = settings_for(tmp_path / "there", database_url=new_database(restored_on))
-    restore(there, open_database(there), tmp_path / "backup")
+    restore(there, tmp_path / "backup")
     with serving(there, ByteEngine()) as client:
         theirs = client.with_options(api_key=secret)
         for id, digest in before.items():
@@ -108,7 +108,7 @@ def test_a_run_that_had_begun_finds_its_config_where_it_is_now(tmp_path, new_dat
     with open_database(here).begin() as session:
         session.add(Job(id="ftjob-1", status="paused", config={"training_file": inside, "model_dir": outside}, **rest))
     backup(here, open_database(here), tmp_path / "backup")
-    restore(there, open_database(there), tmp_path / "backup")
+    restore(there, tmp_path / "backup")
     config = json.loads((there.job_dir("ftjob-1") / "run" / "config.json").read_text())["config"]
     assert config == {"training_file": str(there.job_dir("ftjob-1") / "rows.jsonl"), "model_dir": outside}
     result = json.loads((there.job_dir("ftjob-1") / "run" / "result.json").read_text())
@@ -136,7 +136,7 @@ def test_no_text_of_a_user_is_rewritten_that_begins_with_the_data_directory(tmp_
     run.mkdir(parents=True)
     (run / "config.json").write_text(json.dumps({"config": {"grader": grader}}))
     backup(here, open_database(here), tmp_path / "backup")
-    restore(there, open_database(there), tmp_path / "backup")
+    restore(there, tmp_path / "backup")
     moved = str(there.job_dir("ftjob-1") / "run/iterations/1")
     with open_database(there)() as session:
         job = session.query(Job).one()
@@ -154,12 +154,12 @@ def test_what_is_no_whole_backup_and_what_is_no_empty_server_is_refused(tmp_path
     with serving(here, ByteEngine()) as client:
         file = upload(client)
     with pytest.raises(ValueError, match=r"not a complete backup: it has no backup\.json"):
-        restore(there, open_database(there), tmp_path)
+        restore(there, tmp_path)
     backup(here, open_database(here), tmp_path / "backup")
     with pytest.raises(ValueError, match="is not empty; choose another folder"):
         backup(here, open_database(here), tmp_path / "backup")
     with pytest.raises(ValueError, match="its table files has rows"):
-        restore(here, open_database(here), tmp_path / "backup")
+        restore(here, tmp_path / "backup")
     (here.files_dir / file).write_bytes(b"other bytes")
     with pytest.raises(FileCorrupt):
         backup(here, open_database(here), tmp_path / "second")
@@ -311,12 +311,9 @@ def restore_error(tmp_path: Path, damage: Callable[[Path, list[str]], object]) -
     backup(settings_for(here), open_database(settings_for(here)), out)
     damage(out, ids)
     settings = settings_for(there)
-    sessions = open_database(settings)
     with pytest.raises(ValueError) as error:
-        restore(settings, sessions, out)
-    assert not settings.files_dir.exists() or not list(settings.files_dir.iterdir())
-    with sessions() as session:
-        assert not session.query(File).all()
+        restore(settings, out)
+    assert not settings.data_dir.exists()
     assert "\n" not in str(error.value)
     return str(error.value).replace(str(out), "BACKUP").replace(ids[0], "FILE")
 

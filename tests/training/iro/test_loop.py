@@ -353,7 +353,7 @@ def test_cancelling_keeps_what_was_done(config: AlignConfig, tmp_path: Path) -> 
     [
         (['{"prompt": "0101"}', "{oops"], "line 2"),
         (['{"text": "0101"}'], "line 1.*messages"),
-        ([json.dumps({"prompt": "0" * 5000})], "line 1: 5000 tokens"),
+        ([json.dumps({"prompt": "0" * 5000})], "line 1: the prompt has 5000 tokens"),
         ([], "no rows"),
         (['{"prompt": "0101"}'], "add 4 different prompts or more"),
     ],

@@ -1,0 +1,48 @@
+"""The fields of its items that an eval's run reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from iro_server import JsonObject
+from iro_server.api.errors import bad_request
+from iro_server.graders.templates import item_fields
+from iro_server.jobs.evals.criteria import criterion_names
+
+
+def check_fields(
+    input_messages: JsonObject | None, criteria: Sequence[JsonObject], items: Sequence[JsonObject]
+) -> None:
+    """400 for a field that no item has, which the messages of a request (``input_messages`` as the run has them) or a
+    criterion's template reads: each item would end in an error."""
+    present = set().union(*items)
+    if input_messages:
+        _check(_fields_of_messages(input_messages) - present, "the messages read", "data_source.input_messages")
+    for name, criterion in zip(criterion_names(criteria), criteria, strict=True):
+        if criterion["type"] != "python":
+            _check(_fields_of(criterion) - present, f"the criterion {name!r} reads", "data_source.source")
+
+
+def _check(absent: set[str], reader: str, param: str) -> None:
+    if absent:
+        message = f"Invalid '{param}': {reader} item.{min(absent)}, a field that no item of this run has"
+        raise bad_request(message, param, "invalid_item")
+
+
+def _fields_of_messages(input_messages: JsonObject) -> set[str]:
+    if reference := input_messages.get("item_reference"):
+        return {str(reference).split(".")[1]}
+    return _fields_of(input_messages.get("template"))
+
+
+def _fields_of(value: Any) -> set[str]:
+    return set().union(*map(item_fields, _texts(value)))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
