@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from theory.page import Curve, Panel, write_page
 from training import intervals
-from training.run import Job, JobConfig, Run
+from training.run import Job, JobConfig, Run, check_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,13 +43,15 @@ StudyConfig = TypeVar("StudyConfig", bound=LabConfig)
 @dataclass(frozen=True)
 class Study(Generic[StudyConfig]):
     """One figure. ``compute(config, run)`` gives its data; ``check(result, run)`` checks its claims;
-    ``draw(figure, result)`` fills a matplotlib figure; ``panels(result)`` are its part of the interactive page."""
+    ``draw(figure, result)`` fills a matplotlib figure; ``panels(result)`` are its part of the interactive page;
+    ``requires(config)`` raises ValueError for a config with which the study cannot be computed."""
 
     compute: Callable[[StudyConfig, Run], Result]
     draw: Callable[[FigureBase, Result], None]
     check: Callable[[Result, Run], None] | None = None
     panels: Callable[[Result], list[Panel]] | None = None
     size: tuple[float, float] = (6, 4)
+    requires: Callable[[StudyConfig], object] | None = None
 
 
 def lab(
@@ -71,10 +74,19 @@ def lab(
         @field_validator("studies")
         @classmethod
         def _check_studies(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-            unknown = [name for name in names if name not in studies]
-            if unknown:
-                raise ValueError(f"no study {', '.join(unknown)}; there are {', '.join(studies)}")
+            check_names(names, studies, "study")
             return names
+
+        @model_validator(mode="after")
+        def _check_requirements(self) -> CheckedConfig:
+            for name in self.studies or studies:
+                requires = studies[name].requires
+                try:
+                    if requires is not None:
+                        requires(self)
+                except ValueError as error:
+                    raise ValueError(f"study {name}: {error}; change it or leave the study out") from error
+            return self
 
     def compute(study: str, config: StudyConfig, run: Run) -> Result:
         return plain(studies[study].compute(config, run))
@@ -144,6 +156,12 @@ def check_fraction(name: str, value: float | tuple[float, ...]) -> None:
             raise ValueError(f"{name} is a fraction of the examples, in (0, 1], not {fraction:g}")
 
 
+def check_lengths(lengths: Sequence[int]) -> None:
+    """Raises ValueError unless prompt lengths are positive and each is above the one before."""
+    if any(end <= begin for begin, end in itertools.pairwise([0, *lengths])):
+        raise ValueError(f"lengths must be positive and increase, unlike {list(lengths)}")
+
+
 def band(values: ArrayLike, axis: int = 0) -> Result:
     """Mean and 95 % Student interval over ``axis`` (seeds), their number and values: {"mean", "low", "high", "seeds",
     "samples"}; samples have the seeds first."""
@@ -151,36 +169,46 @@ def band(values: ArrayLike, axis: int = 0) -> Result:
     return intervals.band(samples) | {"seeds": len(samples), "samples": samples.tolist()}
 
 
-def loglog(x: ArrayLike, y: ArrayLike) -> Result:
-    """The slope of log y against log x: each row of y [seeds, len(x)] is fitted, then `band` over seeds.
+def linear_fit(x: ArrayLike, y: ArrayLike) -> Result:
+    """The slope of y against x: each row of y [seeds, len(x)] is fitted, then `band` over seeds.
 
-    Points that are not finite and positive are ignored, and so are seeds with fewer than three usable points.
+    Points that are not finite are ignored, and so are seeds with fewer than three usable points.
     """
     slopes = []
     for row in np.atleast_2d(np.asarray(y, dtype=float)):
-        usable = np.isfinite(row) & (row > 0)
+        usable = np.isfinite(row)
         if usable.sum() >= 3:
-            slopes.append(np.polyfit(np.log(np.asarray(x, float)[usable]), np.log(row[usable]), 1)[0])
+            slopes.append(np.polyfit(np.asarray(x, float)[usable], row[usable], 1)[0])
     return band(slopes) if slopes else {"mean": None, "low": None, "high": None, "seeds": 0, "samples": []}
 
 
+def loglog(x: ArrayLike, y: ArrayLike) -> Result:
+    """`linear_fit` of log y against log x. Points that are not positive are ignored too."""
+    positive = np.where(np.asarray(y, dtype=float) > 0, y, np.nan)
+    return linear_fit(np.log(np.asarray(x, float)), np.log(positive))
+
+
 def first_below(x: Sequence[float], errors: ArrayLike, level: float) -> float:
-    """The x at which errors [len(x)] first reach ``level``, by log-log interpolation; NaN if they never do."""
+    """The x at which errors [len(x)] first reach ``level``, by log-log interpolation.
+
+    NaN if they never do, or if they are there at x[0], below which no error is known.
+    """
     curve = np.asarray(errors, dtype=float)
     below = np.flatnonzero(curve <= level)
-    if not len(below):
+    if not len(below) or below[0] == 0:
         return float("nan")
     i = below[0]
-    if i == 0:
-        return float(x[0])
     y = np.log(np.maximum(curve[i - 1 : i + 1], 1e-4))
     part = (y[0] - np.log(level)) / (y[0] - y[1])
     return float(np.exp(np.log(x[i - 1]) + part * np.log(x[i] / x[i - 1])))
 
 
 def required_fit(values: ArrayLike, needed: ArrayLike, expected: float, quantity: str) -> Result:
-    """``needed`` [seeds, values] of ``quantity`` against ``values``: band and slope, beside the theorem's exponent."""
-    fit = {"needed": band(needed), "slope": loglog(values, needed)}
+    """``needed`` [seeds, values] of ``quantity`` against ``values``: band and slope, beside the theorem's exponent.
+
+    ``at_limit`` [values]: how many seeds have no number there (NaN), because it is beyond what was tried.
+    """
+    fit = {"needed": band(needed), "slope": loglog(values, needed), "at_limit": np.isnan(needed).sum(axis=0)}
     return {"values": values, "quantity": quantity, "expected": expected} | fit
 
 
@@ -190,22 +218,26 @@ def draw_required(figure: FigureBase, result: Result, symbols: Mapping[str, str]
 
     panels = figure.subplots(1, len(result["fits"]), squeeze=False)[0]
     for axes, (name, fit) in zip(panels, result["fits"].items(), strict=True):
-        mean = np.array([np.nan if m is None else m for m in fit["needed"]["mean"]], dtype=float)
+        mean = np.array(fit["needed"]["mean"], dtype=float)
         values, expected = np.array(fit["values"]), fit["expected"]
         axes.loglog(values, mean, "o-")
-        axes.loglog(values, np.nanmin(mean) * (values / values[np.nanargmin(mean)]) ** expected, "k:")
+        if np.isfinite(mean).any():
+            axes.loglog(values, np.nanmin(mean) * (values / values[np.nanargmin(mean)]) ** expected, "k:")
         axes.set(xlabel=symbols[name], ylabel=f"{fit['quantity']} to {threshold} {result['error']:g}")
         axes.set_xticks(values, [f"{value:.2g}" for value in values], fontsize=8)
         axes.minorticks_off()
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        axes.set_title(f"{slope_text(fit['slope'])}\ndotted: {expected:g}".replace(": -", ": −"), fontsize=9)
+        at_limit = sum(fit.get("at_limit", ()))  # results of earlier versions do not tell it
+        without = f", {at_limit} beyond what was tried" if at_limit else ""
+        title = f"{slope_text(fit['slope'])}\ndotted: {expected:g}{without}"
+        axes.set_title(title.replace(": -", ": −"), fontsize=9)
 
 
 def draw_band(axes: Axes, x: list[float], curve: Result, label: str, colour: str) -> None:
-    """Draw a mean as a line and its interval as a band."""
-    floor = 1e-5 if axes.get_yscale() == "log" else None
-    low, mean, high = (np.maximum(curve[k], floor) if floor else curve[k] for k in ("low", "mean", "high"))
+    """Draw a mean as a line and its interval as a band; nothing where they are None (result.json's NaN)."""
+    floor = 1e-5 if axes.get_yscale() == "log" else -np.inf
+    low, mean, high = (np.maximum(np.array(curve[k], dtype=float), floor) for k in ("low", "mean", "high"))
     axes.plot(x, mean, color=colour, label=label, lw=1.5)
     axes.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
 
@@ -215,10 +247,10 @@ def curve_of(name: str, x: list[float], curve: Result) -> Curve:
     return {"name": name, "x": x, "y": curve["mean"], "low": curve["low"], "high": curve["high"]}
 
 
-def slope_text(slope: Result) -> str:
+def slope_text(slope: Result, digits: int = 2) -> str:
     if slope["mean"] is None:
         return "no slope"
-    return f"slope {slope['mean']:.2f} [{slope['low']:.2f}, {slope['high']:.2f}]"
+    return f"slope {slope['mean']:.{digits}f} [{slope['low']:.{digits}f}, {slope['high']:.{digits}f}]"
 
 
 def draw_speed(figure: FigureBase, result: Result) -> None:

@@ -7,11 +7,15 @@ Models of several seeds see the same prompts as the laboratory's own 3-layer mod
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from theory.cot import three_layers as cot
@@ -24,6 +28,7 @@ from theory.training import train_in_chunks, training_curves
 from training.run import Job, Run
 
 Build = Callable[[int, int], nn.Module]
+LabConfig = TypeVar("LabConfig", IclConfig, CotConfig)
 Loss = Callable[[Tensor, Tensor], Tensor]
 FRESH = 10**6  # the step whose batch no training sees
 
@@ -34,7 +39,8 @@ def icl_job(name: str, build: Build) -> Job[IclConfig]:
     ``own`` of the result is your model, ``three_layers`` the laboratory's.
     """
     summary = "An own transformer on in-context classification, beside three layers"
-    return Job(name=name, summary=summary, Config=IclConfig, run=partial(_run_icl, build))
+    config = _config_of(IclConfig, lambda config: build(*_icl_widths(config)))
+    return Job(name=name, summary=summary, Config=config, run=partial(_run_icl, build))
 
 
 def cot_job(name: str, build: Build) -> Job[CotConfig]:
@@ -43,19 +49,75 @@ def cot_job(name: str, build: Build) -> Job[CotConfig]:
     ``own`` of the result is your model, ``three_layers`` the laboratory's training loss.
     """
     summary = "An own transformer on chains of thought, beside three layers"
-    return Job(name=name, summary=summary, Config=CotConfig, run=partial(_run_cot, build))
+    config = _config_of(CotConfig, lambda config: build(*_cot_widths(config)))
+    return Job(name=name, summary=summary, Config=config, run=partial(_run_cot, build))
+
+
+def _icl_widths(config: IclConfig) -> tuple[int, int]:
+    """Inputs and outputs of a module."""
+    return config.d + config.d_y, 1
+
+
+def _cot_widths(config: CotConfig) -> tuple[int, int]:
+    return 2 * config.d, config.M
+
+
+def _config_of(config: type[LabConfig], build: Callable[[LabConfig], nn.Module]) -> type[LabConfig]:
+    """The laboratory's config without studies, with a digest of the module: a folder goes on with the same one only."""
+
+    class OwnConfig(config):  # type: ignore[misc, valid-type]
+        transformer: str = Field(
+            "", validate_default=True, description="Digest of your module, computed: leave it out."
+        )
+
+        @field_validator("studies")
+        @classmethod
+        def _no_studies(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+            if names:
+                raise ValueError("an own transformer has no studies: leave them out")
+            return names
+
+        @field_validator("transformer")
+        @classmethod
+        def _of_this_module(cls, value: str, info: ValidationInfo) -> str:
+            digest = _digest(build(config.model_construct(**info.data)))
+            if value not in ("", digest):
+                raise ValueError("the config is of another module: leave out the field transformer")
+            return digest
+
+    return OwnConfig
+
+
+def _digest(module: nn.Module) -> str:
+    """SHA-256 of what ``module`` computes: its structure, plain attributes, and its classes outside PyTorch."""
+    parts: list[object] = [repr(module), [(name, value.shape) for name, value in module.state_dict().items()]]
+    for part in module.modules():
+        if not type(part).__module__.startswith("torch."):
+            plain_values = {k: v for k, v in vars(part).items() if isinstance(v, bool | int | float | str | tuple)}
+            parts += [plain_values, _source(type(part))]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _source(kind: type) -> object:
+    """The source of a class; the code of its methods where it was typed into a session and has no file."""
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):
+        codes = [value.__code__ for value in vars(kind).values() if inspect.isfunction(value)]
+        return [(code.co_code, code.co_names, [c for c in code.co_consts if not inspect.iscode(c)]) for code in codes]
 
 
 def _run_icl(build: Build, config: IclConfig, run: Run) -> Result:
     sample = icl.sampler(config, run)
-    models, rows = _trained(config, run, partial(build, config.data().width, 1), sample, icl.mean_hinge)
+    widths = _icl_widths(config)
+    models, rows = _trained(config, run, build, widths, sample, icl.mean_hinge)
     places: Result = {}
     for place in icl.PLACES:
         errors = []
         for i, model in enumerate(models):
             tokens, batch = icl.place_prompts(config, run, place, i)
             live = torch.ones(tokens.shape[:2], dtype=torch.bool)
-            errors.append(icl.zero_one_error(_answers(model, tokens, live), batch))
+            errors.append(icl.zero_one_error(_answers(model, tokens, live, widths[1]), batch))
         places[place] = {"error": band(errors)}
     return plain({"own": training_curves(rows) | {"places": places}, "three_layers": icl.layers(config, run)})
 
@@ -66,25 +128,35 @@ def _run_cot(build: Build, config: CotConfig, run: Run) -> Result:
     def sample(step: int) -> Sample:
         return sample_of(draw_batch(step))
 
-    models, rows = _trained(config, run, partial(build, 2 * config.d, config.M), sample, cot.half_squares)
+    widths = _cot_widths(config)
+    models, rows = _trained(config, run, build, widths, sample, cot.half_squares)
     tokens, live, target = sample(FRESH)
     right = [
-        float((_answers(model, tokens[i], live[i]).argmax(-1) == target[i]).float().mean())
+        float((_answers(model, tokens[i], live[i], widths[1]).argmax(-1) == target[i]).float().mean())
         for i, model in enumerate(models)
     ]
     curves = training_curves(rows) | {"next_step_accuracy": band(right)}
     return plain({"own": curves, "three_layers": cot.layers(config, run)})
 
 
-def _answers(model: nn.Module, tokens: Tensor, live: Tensor) -> Tensor:
+def _answers(model: nn.Module, tokens: Tensor, live: Tensor, outputs: int) -> Tensor:
     with torch.no_grad():
-        return model.eval()(tokens, live)
+        return _forward(model.eval(), tokens, live, outputs)
+
+
+def _forward(model: nn.Module, tokens: Tensor, live: Tensor, outputs: int) -> Tensor:
+    answer: Tensor = model(tokens, live)
+    expected = (len(tokens), outputs)
+    if answer.shape != expected:
+        raise ValueError(f"forward gave {list(answer.shape)}, give {list(expected)}: one row of outputs a prompt")
+    return answer
 
 
 def _trained(
     config: IclConfig | CotConfig,
     run: Run,
-    build: Callable[[], nn.Module],
+    build: Build,
+    widths: tuple[int, int],
     sample: Callable[[int], Sample],
     loss_of: Loss,
     chunk: int = 50,
@@ -93,7 +165,7 @@ def _trained(
     models = []
     for i in range(config.deep_models):
         torch.manual_seed(run.derive_seed(90, i))
-        models.append(build())
+        models.append(build(*widths))
     parameters = [parameter for model in models for parameter in model.parameters()]
     adam = torch.optim.Adam(parameters, lr=config.deep_rate)
 
@@ -103,7 +175,8 @@ def _trained(
         for step in range(begin, end):
             torch.manual_seed(run.derive_seed(91, step))  # of dropout
             tokens, live, target = sample(step)
-            outputs = torch.stack([model.train()(*row) for model, *row in zip(models, tokens, live, strict=True)])
+            answers = [_forward(model.train(), tokens[i], live[i], widths[1]) for i, model in enumerate(models)]
+            outputs = torch.stack(answers)
             losses = loss_of(outputs, target)
             adam.zero_grad()
             losses.sum().backward()  # models share no parameters

@@ -12,6 +12,8 @@ from torch import Tensor
 from theory.lab import Result, band
 from training.run import Run
 
+AVERAGED_STEPS = 10  # whose mean loss is held against a level
+
 
 def train_in_chunks(
     run: Run,
@@ -45,14 +47,14 @@ def training_curves(rows: list[Result]) -> Result:
 
 def steps_to_level(losses: Tensor, level: float) -> Tensor:
     """Steps [R] until the loss [T, R], averaged over ten steps, is at most ``level``; NaN where it never is."""
-    below = losses.unfold(0, 10, 1).mean(-1) <= level
-    return torch.where(below.any(0), below.float().argmax(0) + 10.0, torch.nan)
+    below = losses.unfold(0, AVERAGED_STEPS, 1).mean(-1) <= level
+    return torch.where(below.any(0), below.float().argmax(0) + float(AVERAGED_STEPS), torch.nan)
 
 
 def training_speed(train_runs: Callable[[int], object], train_plainly: Callable[[], object], steps: int) -> Result:
     """Milliseconds a run and SGD step: 20 runs as one batch, the same code on one run, plain autograd on one run.
 
-    ``train_runs(count)`` takes ``steps`` steps of ``count`` runs, ``train_plainly()`` those of one.
+    ``train_runs(count)`` takes ``steps`` steps of ``count`` runs, ``train_plainly()`` those of one; all in one thread.
     """
 
     def milliseconds(work: Callable[[], object], runs: int) -> float:
@@ -60,9 +62,14 @@ def training_speed(train_runs: Callable[[int], object], train_plainly: Callable[
         work()
         return 1000 * (time.perf_counter() - began) / steps / runs
 
-    times = {
-        "batch_of_20_runs": milliseconds(partial(train_runs, 20), 20),
-        "same_code_one_run": milliseconds(partial(train_runs, 1), 1),
-        "plain_autograd_one_run": milliseconds(train_plainly, 1),
-    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        times = {
+            "batch_of_20_runs": milliseconds(partial(train_runs, 20), 20),
+            "same_code_one_run": milliseconds(partial(train_runs, 1), 1),
+            "plain_autograd_one_run": milliseconds(train_plainly, 1),
+        }
+    finally:
+        torch.set_num_threads(threads)
     return {"milliseconds": times, "ratio": {name: value / times["batch_of_20_runs"] for name, value in times.items()}}

@@ -62,7 +62,7 @@ class WithTables(Generic[Value]):
 class Checkpoints(Protocol):
     """Values (tensors, numbers, strings, lists and dicts of them) by the name of their step, with or without tables.
 
-    ``table`` raises KeyError for one that was never saved, or dropped.
+    ``save`` raises ValueError for a name with "/". ``table`` raises KeyError for one that was never saved, or dropped.
     """
 
     location: str
@@ -129,6 +129,7 @@ class FolderCheckpoints:
     def save(self, name: str, value: object, about: About) -> None:
         import torch
 
+        _check_name(name)
         value, tables = _parts(value)
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,6 +190,7 @@ class StoredCheckpoints:
     def save(self, name: str, value: object, about: About) -> None:
         import torch
 
+        _check_name(name)
         value, tables = _parts(value)
         version = uuid.uuid4().hex[:12]
         objects = {table: f"{name}-{version}.{table}.arrow" for table in tables}
@@ -284,6 +286,12 @@ def _load(path: Path) -> SavedValue:
     import torch
 
     return torch.load(path, weights_only=True, mmap=True)
+
+
+def _check_name(name: str) -> None:
+    """Raises ValueError for a name that would be a path: `names` would not list it."""
+    if "/" in name:
+        raise ValueError(f"step {name}: a name has no /; write - instead")
 
 
 def _parts(value: object) -> tuple[object, Mapping[str, Dataset]]:

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from training.json_values import JsonObject
 
 Row = Mapping[str, object]
 LABELS = ("type", "name", "model")  # what tells the objects of a list apart
+SERIES = (  # what tells the rows of a run apart that measure the same
+    *("study", "kind", "environment", "topology", "level", "trial", "training"),
+    *("task", "method", "algorithm", "agent", "learner", "log", "patients"),
+)
 
 
 def flatten(value: object, prefix: str = "") -> dict[str, object]:
@@ -61,6 +66,9 @@ def metrics_csv(folder: Path) -> str:
 class Board:
     """A TensorBoard folder. It is written anew from ``rows``, so that what a killed run lost leaves no trace in it.
 
+    A tag begins with the row's texts under the names of SERIES: ``meta/ED/accuracy``. Numbers of rows without a "step"
+    are counted by their tag.
+
     By the event file's own writer: SummaryWriter's thread waits for ever once the disk is full.
     """
 
@@ -71,6 +79,7 @@ class Board:
             shutil.rmtree(folder)
         folder.mkdir()
         self._writer = EventsWriter(str(folder / "events"))
+        self._points: Counter[str] = Counter()  # by tag
         for row in rows:
             self.add(row)
 
@@ -78,10 +87,13 @@ class Board:
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
+        series = [str(row[name]) for name in SERIES if isinstance(row.get(name), str)]
         for name, value in flatten(row).items():
             if name != "step" and isinstance(value, int | float):
-                event = Event(wall_time=time.time(), step=row.get("step", 0), summary=scalar(name, value))
-                self._writer.write_event(event)
+                tag = "/".join([*series, name])
+                step = row.get("step", self._points[tag])
+                self._writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(tag, value)))
+                self._points[tag] += 1
         self._writer.flush()
 
     def close(self) -> None:

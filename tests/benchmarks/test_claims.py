@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.record import read
+from benchmarks.redraw import ROOT
 from benchmarks.research import theory
 from benchmarks.research.claims import (
     against,
@@ -23,7 +25,7 @@ from benchmarks.research.claims import (
     zero,
 )
 from iro_server import JsonObject
-from theory.lab import band
+from theory.lab import band, required_fit
 
 RNG = np.random.default_rng(0)
 SMALL, LARGE = RNG.normal(0, 1, 8), RNG.normal(3, 2, 12)
@@ -46,16 +48,45 @@ def test_two_measures_of_the_same_models_are_compared_by_pairs() -> None:
     rows = theory._domains(icl_studies(band(small), band(large)))
     deep = next(row for row in rows if row["paper"].startswith("three layers"))
     assert deep["verdict"] == "confirmed" and deep["test"]["df"] == 4
+    by_kind = {row["paper"][-30:]: row["verdict"][:9] for row in rows if row["paper"].startswith("out-of-domain")}
+    assert list(by_kind.values()) == ["confirmed", "not shown"]  # mean patterns, orthonormal ones
+
+
+def test_a_slope_counts_the_values_beyond_what_was_tried_and_none_is_no_verdict() -> None:
+    needed = np.array([[40.0, 20, 10, np.nan], [41.0, 20, 10, np.nan], [np.nan, 20, 10, np.nan]])
+    fit = required_fit([0.1, 0.2, 0.4, 0.8], needed, -1, "context")
+    row = theory._exponent("context", fit, positive)
+    assert row["paper"] == "context (4 of 12 values beyond what was tried, left out)" and row["test"]["df"] == 1
+    nothing = required_fit([0.1, 0.2, 0.4, 0.8], needed[2:], -1, "context")
+    row = theory._exponent("context", nothing, positive)
+    assert row["verdict"].startswith("not shown at this scale") and row["ours"] == []
+    assert "not shown" in claims({"claims": [row]})
+
+
+def test_recorded_verdicts_that_say_more_than_was_tested_are_restated() -> None:
+    for paper, verdict in theory.RESTATED.items():
+        row = {"paper": paper, "ours": [], "verdict": "confirmed"}
+        assert f"| {verdict} |" in theory.claims({"claims": [row]})
+    recorded = {
+        claim["paper"]
+        for job in ("cot", "icl")
+        for claim in read(ROOT / f"results/theory.{job}/two-cores.json")["claims"]
+    }
+    assert theory.RESTATED.keys() <= recorded
 
 
 def icl_studies(small: JsonObject, large: JsonObject) -> JsonObject:
     """Those that claims on domains read; the errors of three layers are given."""
-    curve = band(np.random.default_rng(0).uniform(0, 0.1, (5, 1)))
+    curve = band(np.random.default_rng(0).uniform(0, 0.1, (5, 2)))
+    high = band(np.random.default_rng(1).uniform(0.5, 0.6, (5, 2)))
     return {
         "unseen": {"places": {"unseen": {"error": curve}}, "lengths": [20]},
         "tasks": {"rows": [curve], "lengths": [15], "counts": [6]},
         "layers": {"places": {"unseen": {"error": large}, "s1_0.5": {"error": small}, "s1_1.3": {"error": large}}},
-        "s1": {"kinds": {"mean": [curve] * 5}, "lengths": [20]},
+        "s1": {
+            "kinds": {kind: [at_two, *[curve] * 4] for kind, at_two in (("mean", high), ("orthonormal", curve))},
+            "lengths": [10, 20],
+        },
         "alpha": {"places": dict.fromkeys(("in_domain", "out_of_domain"), [curve] * 6), "lengths": [10]},
     }
 

@@ -71,7 +71,15 @@ def test_chains_are_made_to_measure() -> None:
     assert chain.condition_1.all()
     chain = output_chain_of(0.5, 0.4, 10, 2)
     assert (chain.tau_o, chain.rho_o) == (pytest.approx(0.5), pytest.approx(0.4))
-    assert not violating_chain(8).condition_1.any()
+
+
+@pytest.mark.parametrize("patterns", range(3, 13))
+def test_a_violating_chain_violates_condition_1_for_every_start_or_is_refused(patterns: int) -> None:
+    if patterns < 5:
+        with pytest.raises(ValueError, match="give patterns >= 5"):
+            violating_chain(patterns)
+    else:
+        assert not violating_chain(patterns).condition_1.any()
 
 
 def test_testing_patterns_are_orthonormal_with_the_sum_asked_for() -> None:
@@ -124,11 +132,13 @@ def test_training_in_two_parts_ends_to_the_bit_where_training_in_one_does() -> N
     assert attention(uninterrupted, a_batch(), D, M).sum(-1).allclose(torch.ones(2, 16))
 
 
-def test_errors_of_all_lengths_are_those_of_shorter_prompts() -> None:
+@pytest.mark.parametrize("logit_scale", [1.0, 200.0])
+def test_errors_of_all_lengths_are_those_of_shorter_prompts(logit_scale: float) -> None:
+    """Where logits differ by hundreds, a short prefix may have none near the largest of the whole prompt."""
     patterns = torch.eye(D)[:4]
     chain = chain_of(0.5, 0.6, 4, K)
     prompts = draw_prompts(torch.Generator().manual_seed(0), chain, patterns, 0.7, 12, 200, 0.1)
-    product = some_models(1).product[0] / 20 + 2 * torch.eye(2 * D)
+    product = logit_scale * (some_models(1).product[0] / 20 + 2 * torch.eye(2 * D))
     for errors in (cot_errors, icl_errors):
         all_lengths = errors(product, prompts, chain, patterns, M, [3, 7, 12])
         for i, length in enumerate((3, 7, 12)):
@@ -145,7 +155,7 @@ def test_errors_of_lengths_out_of_order_are_refused() -> None:
             errors(torch.eye(2 * D), prompts, chain, patterns, M, [12, 3, 7])
 
 
-@pytest.mark.parametrize(("length", "diagonal"), [(9, 2.0), (9, 0.0), (1, 0.0)])
+@pytest.mark.parametrize(("length", "diagonal"), [(9, 2.0), (9, 0.0), (1, 0.0), (1, 300.0), (9, 300.0)])
 def test_cot_by_running_sums_is_cot_done_step_by_step(length: int, diagonal: float) -> None:
     """Where attention is nearly even, the columns of the query's own earlier steps decide some answers."""
     patterns, chain = torch.eye(D)[:4], chain_of(0.5, 0.6, 4, K)
@@ -200,11 +210,28 @@ def test_shares_of_attention_are_those_of_the_columns_where_attention_is_even_an
         ({"tau_o": 0.05}, "no row has largest entry 0.224 and rho=0.75 over 10 patterns: give more patterns"),
         ({"models": 0}, "models\n  Input should be greater than 0"),
         ({"patterns": 25}, "25 orthonormal patterns with coefficient sum 1 do not fit the span of 20"),
+        ({"patterns": 2}, "patterns\n  Input should be greater than or equal to 3"),
+        ({"patterns": 7}, "study required: at its tau=0.2, no row has largest entry 0.447 and rho=0.8 over 7 patterns"),
+        ({"rho": 0.9}, "study required: at its tau=0.2, no row"),
+        ({"rho_o": 0.3}, "study tau_o: at its tau_o=0.6, found no step matrices"),
+        ({"steps": 1}, "study condition: its chain has 2 steps, more than the models learn: steps=1"),
+        ({"transitions": [[[1.0]]]}, "a transition matrix of one state has no wrong step: give at least two states"),
+        ({"transitions": [np.eye(25).tolist()] * 2}, "study matrices: 25 orthonormal patterns .* do not fit"),
+        (
+            {"patterns": 4, "tau": 0.7, "rho": 0.7, "tau_o": 0.6, "studies": ["condition"]},
+            "study condition: no chain over 4 patterns violates Condition 1 .* give patterns >= 5",
+        ),
+        ({"rate_patterns": (1, 2)}, "rate_patterns.0\n  Input should be greater than or equal to 2"),
+        ({"scaling_iterations": 9}, "scaling_iterations\n  Input should be greater than or equal to 10"),
     ],
 )
 def test_bad_input_says_what_to_change(bad: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         JOB.Config.model_validate(bad)
+
+
+def test_only_the_chosen_studies_have_to_fit() -> None:
+    assert JOB.Config.model_validate({"rho": 0.9, "studies": ["attention", "rho"]}).rho == 0.9
 
 
 @pytest.mark.slow(10)

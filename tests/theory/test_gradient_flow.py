@@ -202,6 +202,9 @@ def test_only_the_balanced_negative_branch_ends_at_the_saddle() -> None:
     ("bad", "says"),
     [
         ({"spectrum": [1.0, 0.0]}, "spectrum must be positive numbers"),
+        ({"spectrum": [1.0]}, "spectrum must be positive numbers, two or more"),
+        ({"starts": 3}, "starts\n  Input should be greater than or equal to 4"),
+        ({"scales": []}, "scales\n  Tuple should have at least 1 item"),
         ({"n": 0}, "n\n  Input should be greater than 0"),
         ({"variance": -1}, "variance\n  Input should be greater than 0"),
         ({"studies": ["phases"]}, "no study phases; there are flows"),
@@ -210,6 +213,28 @@ def test_only_the_balanced_negative_branch_ends_at_the_saddle() -> None:
 def test_bad_input_says_what_to_change(bad: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         JOB.Config.model_validate(bad)
+
+
+@pytest.mark.parametrize("scales", [(1e-26, 1e-27, 1e-28), (1e-2,)])
+def test_flows_that_do_not_escape_have_no_time_and_too_few_scales_no_slope(
+    scales: tuple[float, ...], tmp_path: Path
+) -> None:
+    result = JOB.execute({"scales": scales, "studies": ["escape"], "repeats": 3}, tmp_path)
+    escape = result["studies"]["escape"]
+    assert escape["slope"]["mean"] is None and not result["checks"][0]["holds"]
+    assert all(time is None or time > 0 for time in escape["time"]["mean"])
+    assert (tmp_path / "figures" / "escape.png").exists()
+
+
+def test_a_small_variance_slows_the_flows_and_refutes_nothing(tmp_path: Path) -> None:
+    result = JOB.execute({"variance": 0.3, "flows": 6, "studies": ["flows"]}, tmp_path)
+    assert all(check["holds"] for check in result["checks"]), result["checks"]
+    assert result["studies"]["flows"]["II"]["times"][-1] == pytest.approx(90 / 0.3**2)
+
+
+def test_two_rates_are_drawn_without_a_slope(tmp_path: Path) -> None:
+    result = JOB.execute({"rates": (0.04, 0.02), "repeats": 2, "batch": 32, "studies": ["sgd"]}, tmp_path)
+    assert result["studies"]["sgd"]["slope"]["mean"] is None and (tmp_path / "figures" / "sgd.png").exists()
 
 
 def test_an_indefinite_covariance_is_refused() -> None:

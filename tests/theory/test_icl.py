@@ -12,9 +12,13 @@ from pydantic import ValidationError
 
 from theory.icl.classical import LEARNERS, classical_error
 from theory.icl.data import Data, draw, in_domain, out_of_domain, tasks
+from theory.icl.experiment import IclConfig, evaluate
 from theory.icl.job import JOB, SMOKE
-from theory.icl.model import Models, Setting, dense_loss, gradient, prefix_outputs, train
+from theory.icl.model import Models, Setting, dense_loss, gradient, misclassified, prefix_outputs, train
 from theory.icl.pruning import pruned
+from theory.icl.studies import check_unseen
+from theory.icl.three_layers import zero_one_error
+from training.run import Run
 
 DATA = Data(M1=4, M2=6, d=10, d_y=8, beta=2.0)
 
@@ -77,14 +81,33 @@ def test_shorter_prompts_leave_their_last_columns_unread() -> None:
     assert torch.allclose(loss[1], dense_loss(models.single(1), short, batch.label[1, :, -1]), atol=1e-5)
 
 
-def test_a_prefix_is_a_shorter_prompt() -> None:
+@pytest.mark.parametrize("logit_scale", [1.0, 100.0])
+def test_a_prefix_is_a_shorter_prompt(logit_scale: float) -> None:
     models, setting = some_models().single(0), a_setting()
+    models.Q *= logit_scale  # e^logit underflows where logits differ by hundreds
     batch = draw(torch.Generator().manual_seed(1), DATA, setting.pairs, setting.lengths, setting.alphas, 16)
-    tokens = in_domain(DATA).tokens(batch, DATA)[0]
-    short = torch.cat([tokens[:, :3], tokens[:, -1:]], dim=1)
-    assert torch.allclose(
-        prefix_outputs(models, tokens, [3, 6])[:, 0], prefix_outputs(models, short, [3])[:, 0], atol=1e-5
-    )
+    tokens, label = in_domain(DATA).tokens(batch, DATA)[0], batch.label[0, :, -1]
+    outputs = prefix_outputs(models, tokens, [1, 3, 6])
+    for i, length in enumerate((1, 3, 6)):
+        short = torch.cat([tokens[:, :length], tokens[:, -1:]], dim=1)
+        margins = torch.stack([dense_loss(models, short[j : j + 1], label[j : j + 1]) for j in range(16)])
+        assert torch.allclose((1 - label * outputs[:, i]).relu(), margins, rtol=1e-3, atol=1e-5)
+
+
+def test_an_output_without_a_sign_is_wrong(tmp_path: Path) -> None:
+    assert misclassified(torch.tensor([0.5, -0.5, 0.0, torch.nan]), torch.ones(4)).tolist() == [0, 1, 1, 1]
+    config = IclConfig(models=1, prompts=40, lengths=(2, 5))
+    batch = draw(torch.Generator(), config.data(), tasks(6, 12)[0], torch.tensor([5]), torch.tensor([0.8]), 40)
+    assert zero_one_error(torch.full((40, 1), torch.nan), batch) == 1
+    models = Models.start(config.setting(torch.tensor([0.8])), 0)
+    models.O *= torch.nan
+    assert (evaluate(config, Run(tmp_path, 0), models, config.data(), "unseen", 0.8, 1)["error"] == 1).all()
+
+
+def test_the_check_of_unseen_tasks_names_the_context_that_it_reads(tmp_path: Path) -> None:
+    run, error = Run(tmp_path, 0), {"mean": [0.1, 5e-4], "high": [0.2, 2e-3]}
+    check_unseen({"lengths": [5, 10], "places": {"unseen": {"error": error}}}, run)
+    assert "context 10" in run.checks[0]["name"] and run.checks[0]["got"] == [5e-4, 2e-3] and run.checks[0]["holds"]
 
 
 def test_runs_trained_together_are_those_trained_in_parts_and_do_not_touch() -> None:
@@ -150,13 +173,20 @@ def test_classical_learners_learn_from_the_first_examples() -> None:
         ({"alpha": 1.2}, r"alpha is a fraction of the examples, in \(0, 1\], not 1.2"),
         ({"d": 29}, r"d=29 is smaller than the 6 \+ 24 patterns"),
         ({"tasks": 3}, "3 training tasks of 30: give at least M1=6"),
-        ({"rate_patterns": (3, 6)}, "6 training tasks of 6: give at least M1=3"),
+        ({"rate_patterns": (3, 6, 9)}, "6 training tasks of 6: give at least M1=3"),
+        ({"rate_patterns": (4, 6)}, "rate_patterns\n  Tuple should have at least 3 items"),
         ({"rate_alphas": (1.5, 0.5)}, r"rate_alphas is a fraction of the examples, in \(0, 1\], not 1.5"),
         ({"test_alphas": (0, 0.5)}, r"test_alphas is a fraction of the examples, in \(0, 1\], not 0"),
         ({"train_alphas": (-0.1, 0.2)}, r"train_alphas is a fraction of the examples, in \(0, 1\], not -0.1"),
         ({"lengths": (0, 5)}, "lengths.0\n  Input should be greater than 0"),
         ({"models": 0}, "models\n  Input should be greater than 0"),
         ({"odr": 4}, "4 patterns of disjoint pairs need M1 >= 8"),
+        ({"odr": 2}, "odr\n  Input should be greater than or equal to 3"),
+        ({"M1": 4, "tasks": 8}, "3 patterns of disjoint pairs need M1 >= 6, not 4"),
+        ({"lengths": ()}, "lengths\n  Tuple should have at least 1 item"),
+        ({"test_alphas": ()}, "test_alphas\n  Tuple should have at least 1 item"),
+        ({"train_lengths": (20, 2, 9)}, r"lengths must be positive and increase, unlike \[20, 2, 9\]"),
+        ({"rate_iterations": 9}, "rate_iterations\n  Input should be greater than or equal to 10"),
     ],
 )
 def test_bad_input_says_what_to_change(bad: dict[str, Any], says: str) -> None:

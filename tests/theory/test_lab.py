@@ -9,9 +9,22 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from matplotlib.image import imread
+from pydantic import ValidationError
 
-from theory.lab import GALLERY_DPI, LabConfig, Study, band, first_below, lab, loglog
+from theory.lab import (
+    GALLERY_DPI,
+    LabConfig,
+    Study,
+    band,
+    draw_band,
+    draw_required,
+    first_below,
+    lab,
+    loglog,
+    required_fit,
+)
 from theory.page import Panel
 from training.run import Cancelled
 
@@ -47,9 +60,26 @@ def test_where_a_power_comes_down_to_a_level_is_found_between_points(exponent: f
     assert crossing == pytest.approx(level ** (-1 / exponent), rel=1e-6)
 
 
-def test_a_level_met_at_once_or_never() -> None:
-    assert first_below([3, 6], [0.01, 0.0], 0.02) == 3
-    assert np.isnan(first_below([3, 6], [0.5, 0.4], 0.02))
+def test_a_level_met_at_once_or_never_is_beyond_what_was_tried() -> None:
+    at_once = first_below([3, 6], [0.01, 0.0], 0.02)
+    never = first_below([3, 6], [0.5, 0.4], 0.02)
+    assert np.isnan(at_once) and np.isnan(never)
+    fit = required_fit([1, 2, 4], [[at_once, 5.0, 6.0], [never, 5.0, at_once]], -1, "context")
+    assert fit["at_limit"].tolist() == [2, 0, 1] and fit["slope"]["mean"] is None
+
+
+def test_what_no_model_reached_is_drawn_empty() -> None:
+    nothing = {"mean": [None] * 3, "low": [None] * 3, "high": [None] * 3}
+    no_slope = {"mean": None, "low": None, "high": None}
+    fit = {"values": [1, 2, 4], "quantity": "steps", "expected": -1, "needed": nothing, "slope": no_slope}
+    figure = Figure()
+    draw_required(figure, {"error": 0.02, "fits": {"M": fit | {"at_limit": [2, 2, 2]}}}, {"M": "M"})
+    assert "no slope" in figure.axes[0].get_title() and "6 beyond what was tried" in figure.axes[0].get_title()
+    for scale in ("linear", "log"):
+        axes = Figure().subplots()
+        axes.set_yscale(scale)
+        draw_band(axes, [1, 2, 4], nothing, "no model", "C0")
+        assert np.isnan(axes.lines[0].get_ydata()).all()
 
 
 def a_lab(computed: list[str]) -> Any:
@@ -83,6 +113,20 @@ def test_a_study_is_computed_once_and_drawn_from_what_was_saved(tmp_path: Path) 
     job.execute({}, tmp_path)
     assert computed == ["first", "second"]
     assert {p.name for p in (tmp_path / "figures").iterdir()} == {"first.png", "second.png", "gallery.png", "page.html"}
+
+
+def test_a_config_with_which_a_chosen_study_cannot_be_computed_is_refused_with_the_studys_name() -> None:
+    def refuse(config: Any) -> None:
+        raise ValueError("seed is not even")
+
+    studies = {
+        "fits": Study(lambda config, run: {}, lambda figure, result: None),
+        "refuses": Study(lambda config, run: {}, lambda figure, result: None, requires=refuse),
+    }
+    job = lab("theory.test", "", LabConfig, studies, {}, lambda config: 1, ("Title", "Intro"))
+    job.Config.model_validate({"studies": ["fits"]})
+    with pytest.raises(ValidationError, match="study refuses: seed is not even; change it or leave the study out"):
+        job.Config.model_validate({})
 
 
 def test_one_figure_is_one_study(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from theory.training import steps_to_level, train_in_chunks, training_curves
+from theory.training import steps_to_level, train_in_chunks, training_curves, training_speed
 from training.run import Cancelled, Run
 
 
@@ -39,3 +39,17 @@ def test_steps_to_a_level_average_the_loss_over_ten_steps() -> None:
     reached = steps_to_level(losses, 0.5)
     assert reached[0] == 56  # steps 46 … 55 have a mean loss of at most .5
     assert reached[1].isnan()
+
+
+def test_speed_is_measured_in_one_thread_and_the_threads_come_back() -> None:
+    threads, seen_counts = torch.get_num_threads(), []
+
+    def train(count: int = 1) -> None:
+        seen_counts.append(torch.get_num_threads())
+
+    torch.set_num_threads(2)
+    try:
+        training_speed(train, train, 1)
+        assert seen_counts == [1, 1, 1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)

@@ -89,6 +89,13 @@ def test_a_value_is_replaced_and_the_old_one_removed(storage: str) -> None:
         assert len(checkpoints.files.ls(checkpoints.root, detail=False)) == 2  # the value and its mark
 
 
+def test_a_name_that_would_be_a_path_is_refused(storage: str) -> None:
+    checkpoints = open_checkpoints(f"{storage}/{uuid4().hex}")
+    with pytest.raises(ValueError, match=r"^step gaps-ED/ATC-GT: a name has no /; write - instead$"):
+        checkpoints.save("gaps-ED/ATC-GT", 1, ABOUT)
+    assert checkpoints.names() == []
+
+
 def test_a_value_without_its_mark_does_not_count() -> None:
     """What an upload leaves that was cut off."""
     location = f"memory://{uuid4().hex}"

@@ -73,6 +73,23 @@ def test_tensorboard_has_each_number_once_whatever_was_killed(tmp_path: Path) ->
     ]
 
 
+def test_series_have_tags_of_their_own_and_points_without_a_step_are_counted(tmp_path: Path) -> None:
+    run = Run(tmp_path, seed=0)
+    for training, step in (("fixed-0", 0), ("fixed-1", 0), ("fixed-1", 1)):
+        run.metrics({"training": training, "step": step, "pass": "joint", "loss": 0.5})
+    for method, accuracy in (("ED", 0.25), ("D-SOBA", 0.5), ("ED", 0.75)):
+        run.metrics({"study": "meta", "method": method, "accuracy": accuracy})
+    run.close()
+    assert scalars(tmp_path / "tensorboard") == [
+        (0, "fixed-0/loss", 0.5),
+        (0, "fixed-1/loss", 0.5),
+        (1, "fixed-1/loss", 0.5),
+        (0, "meta/ED/accuracy", 0.25),
+        (0, "meta/D-SOBA/accuracy", 0.5),
+        (1, "meta/ED/accuracy", 0.75),
+    ]
+
+
 def test_a_steps_time_is_that_of_whoever_computed_it(tmp_path: Path) -> None:
     Run(tmp_path, seed=0).checkpoint("a", 1, seconds=100.0)
     run = Run(tmp_path, seed=0)

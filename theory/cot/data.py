@@ -8,6 +8,7 @@ orthonormal choice is a rotation of this one, under which training from W = δI 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ def check_transitions(matrices: np.ndarray) -> np.ndarray:
     matrices = np.asarray(matrices, dtype=float)
     if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2]:
         raise ValueError(f"transition matrices must be a list of square matrices, not of shape {matrices.shape}")
+    if matrices.shape[1] < 2:
+        raise ValueError("a transition matrix of one state has no wrong step: give at least two states")
     sums = matrices.sum(axis=2)
     if matrices.min() < 0 or not np.allclose(sums, 1, atol=1e-9):
         step, row = np.argwhere((matrices.min(axis=2) < 0) | ~np.isclose(sums, 1, atol=1e-9))[0]
@@ -106,6 +109,8 @@ SLIDES = Chain(np.array([[[0.6, 0.4], [0.4, 0.6]], [[0.4, 0.6], [0.8, 0.2]]]))
 def chain_of(tau: float, rho: float, patterns: int, steps: int) -> Chain:
     """Steps with the τ and ρ specified: each row has an entry τ^(1/K), a runner-up (1 − ρ) times that, the rest even.
 
+    There are at least three ``patterns``. ValueError if they are too few for τ and ρ.
+
     Reconstruction. Step k moves the correct state by k; the runner-up is next to it (mod M'). Where the remaining
     probability is below the runner-up's share, the runner-up gets all of it, and ρ exceeds the value specified.
     """
@@ -124,12 +129,18 @@ def _circulant(top: float, rho: float, patterns: int, shift: int) -> np.ndarray:
 
 
 def violating_chain(patterns: int) -> Chain:
-    """Two steps whose correct final state is never the likeliest: it has .4 × .5 = .2, a wrong one .255 in total."""
+    """Two steps whose correct final state is never the likeliest: it has .4 × .5 = .2, a wrong one .255 in total.
+
+    ValueError for fewer than five patterns, where paths to the correct state meet.
+    """
+    if patterns < 5:
+        raise ValueError(f"no chain over {patterns} patterns violates Condition 1 for every start: give patterns >= 5")
     first, second = np.zeros(patterns), np.zeros(patterns)
     first[:4], second[:3] = (0.4, 0.25, 0.2, 0.15), (0.5, 0.3, 0.2)
     return Chain(np.stack([[np.roll(law, i) for i in range(patterns)] for law in (first, second)]))
 
 
+@lru_cache(maxsize=64)  # a config makes those of its studies each time it is checked
 def output_chain_of(tau_o: float, rho_o: float, patterns: int, steps: int) -> Chain:
     """Steps of one law whose product B has the τ_o and ρ_o specified (reconstruction). ValueError if none is found."""
 

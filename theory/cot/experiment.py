@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -27,11 +28,11 @@ from theory.cot.data import (
     output_chain_of,
     training_steps,
 )
-from theory.cot.inference import attention_shares, check_lengths, cot_errors, draw_prompts, icl_errors
+from theory.cot.inference import attention_shares, cot_errors, draw_prompts, icl_errors
 from theory.cot.model import Models, Setting, train
-from theory.lab import LabConfig, Result, check_fraction
+from theory.lab import LabConfig, Result, check_fraction, check_lengths
 from theory.patterns import orthonormal_combinations
-from theory.training import train_in_chunks
+from theory.training import AVERAGED_STEPS, train_in_chunks
 from training.run import Run
 
 Transitions = tuple[tuple[tuple[float, ...], ...], ...]
@@ -41,7 +42,7 @@ class CotConfig(LabConfig):
     """Training, and testing where a figure does not vary it."""
 
     d: PositiveInt = Field(30, description="Dimension of patterns and position codes, which are orthogonal.")
-    M: PositiveInt = Field(20, description="Training-relevant (TRR) patterns.")
+    M: int = Field(20, ge=2, description="Training-relevant (TRR) patterns.")
     steps: PositiveInt = Field(2, description="K: reasoning steps.")
     alpha: float = Field(0.4, description="Share of a training prompt's examples that start from the query's pattern.")
     length: PositiveInt = Field(20, description="l_tr: examples of a training prompt.")
@@ -50,7 +51,7 @@ class CotConfig(LabConfig):
     delta: float = Field(0.3, description="W_Q and W_K start as this times the identity.")
     iterations: PositiveInt = Field(1000, description="SGD steps.")
     models: PositiveInt = Field(10, description="Models trained, with different seeds.")
-    patterns: PositiveInt = Field(10, description="M': testing-relevant (TSR) patterns.")
+    patterns: int = Field(10, ge=3, description="M': testing-relevant (TSR) patterns.")
     coefficient_sum: float = Field(1.0, description="What the coefficients of a TSR pattern sum to.")
     noise: NonNegativeFloat = Field(0.1, description="Norm of the random vector that is added to a state in testing.")
     test_alpha: float = Field(
@@ -86,12 +87,16 @@ class CotConfig(LabConfig):
     transitions: Transitions = Field(
         tuple(map(lambda A: tuple(map(tuple, A)), SLIDES.matrices)), description="The matrices of the study matrices."
     )
-    rate_alphas: tuple[float, ...] = Field((0.1, 0.15, 0.25, 0.4, 0.65), description="α of the study of rates.")
+    rate_alphas: tuple[float, ...] = Field(
+        (0.1, 0.15, 0.25, 0.4, 0.65), min_length=1, description="α of the study of rates."
+    )
     rate_models: PositiveInt = Field(5, description="Models for each α, K or M of the studies of rates and scaling.")
-    rate_iterations: PositiveInt = Field(2000, description="SGD steps of the study of rates.")
-    rate_steps: tuple[PositiveInt, ...] = Field((1, 2, 3, 4, 6), description="K of the study of scaling.")
-    rate_patterns: tuple[PositiveInt, ...] = Field((5, 10, 20, 40), description="M of the study of scaling.")
-    scaling_iterations: PositiveInt = Field(800, description="SGD steps of the study of scaling.")
+    rate_iterations: int = Field(2000, ge=AVERAGED_STEPS, description="SGD steps of the study of rates.")
+    rate_steps: tuple[PositiveInt, ...] = Field((1, 2, 3, 4, 6), min_length=1, description="K of the study of scaling.")
+    rate_patterns: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+        (5, 10, 20, 40), min_length=1, description="M of the study of scaling."
+    )
+    scaling_iterations: int = Field(800, ge=AVERAGED_STEPS, description="SGD steps of the study of scaling.")
     deep_models: PositiveInt = Field(5, description="Models of three layers.")
     deep_length: PositiveInt = Field(10, description="Examples of a training prompt of the three-layer models.")
     deep_batch: PositiveInt = Field(32, description="Prompts of a training step of the three-layer models.")

@@ -7,13 +7,13 @@ shorter one as a prefix. Decoding is greedy: v_k = argmin_{u∈Y} ½‖F − u�
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from theory.cot.data import Chain
+from theory.lab import check_lengths
 
 
 @dataclass(frozen=True)
@@ -48,24 +48,23 @@ def draw_prompts(
     return Prompts(noisy, index, query[:, 0])
 
 
-def check_lengths(lengths: Sequence[int]) -> None:
-    """Raises ValueError unless prompt lengths are positive and each is above the one before."""
-    if any(end <= begin for begin, end in itertools.pairwise([0, *lengths])):
-        raise ValueError(f"lengths must be positive and increase, unlike {list(lengths)}")
+def _prefix_outputs(logits: Tensor, outputs: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """F·u [N, len(lengths), C, M'] of the prefixes, sums of e^(logit − top) (y·u) over examples and steps, and top.
 
-
-def _prefix_outputs(logits: Tensor, outputs: Tensor, lengths: list[int]) -> Tensor:
-    """F·u up to a factor [N, len(lengths), C, M'] of the prefixes: sums of e^logit (y·u) over examples and steps.
-
-    logits [N, l, K, C] for each of C queries, outputs y·u [N, l, K, M']. Softmax's denominator does not move argmax.
+    logits [N, l, K, C] for each of C queries, outputs y·u [N, l, K, M']; top [N, len(lengths), C] is a prefix's largest
+    logit, so that no sum underflows. Softmax's denominator does not move argmax.
     """
     check_lengths(lengths)
-    weights = (logits - logits.amax((1, 2), keepdim=True)).exp()
-    parts = [
-        weights[:, begin:end].flatten(1, 2).mT @ outputs[:, begin:end].flatten(1, 2)
-        for begin, end in itertools.pairwise([0, *lengths])
-    ]
-    return torch.stack(parts, dim=1).cumsum(1)
+    top = torch.full_like(logits[:, 0, 0], -torch.inf)
+    total, totals, tops = torch.zeros(()), [], []
+    for begin, end in itertools.pairwise([0, *lengths]):
+        examples = logits[:, begin:end].flatten(1, 2)
+        before, top = top, torch.maximum(top, examples.amax(1))
+        weights = (examples - top[:, None]).exp()
+        total = total * (before - top).exp()[..., None] + weights.mT @ outputs[:, begin:end].flatten(1, 2)
+        totals.append(total)
+        tops.append(top)
+    return torch.stack(totals, dim=1), torch.stack(tops, dim=1)
 
 
 def cot_errors(product: Tensor, prompts: Prompts, chain: Chain, patterns: Tensor, M: int, lengths: list[int]) -> Tensor:
@@ -86,28 +85,29 @@ def cot_errors(product: Tensor, prompts: Prompts, chain: Chain, patterns: Tensor
         logits = pairs @ keys.T + codes @ keys.T  # [N, l, K, M']
         if k == 0:  # the query is the same at all lengths
             logits = logits.gather(3, prompts.query[:, None, None, None].expand(*logits.shape[:3], 1))
-            scores = _prefix_outputs(logits, outputs, lengths)[:, :, 0]
+            scores, top = (part[:, :, 0] for part in _prefix_outputs(logits, outputs, lengths))
         else:
-            chosen = state[..., None, None].expand(-1, -1, 1, len(patterns))
-            scores = _prefix_outputs(logits, outputs, lengths).gather(2, chosen)[:, :, 0]
-        scores = scores + _past_columns(past, state, keys, patterns, codes, logits.amax((1, 2)))
-        next_state = scores.argmax(-1)
+            scores, top = _prefix_outputs(logits, outputs, lengths)
+            scores = scores.gather(2, state[..., None, None].expand(-1, -1, 1, len(patterns)))[:, :, 0]
+            top = top.gather(2, state[..., None])[:, :, 0]
+        next_state = _with_past_columns(scores, top, past, keys[state], patterns, codes).argmax(-1)
         past.append((state, next_state))
         state = next_state
     correct = torch.as_tensor(chain.correct[:, -1])[prompts.query]
     return (state != correct[:, None]).float().mean(0)
 
 
-def _past_columns(
-    past: list[tuple[Tensor, Tensor]], state: Tensor, keys: Tensor, patterns: Tensor, codes: Tensor, top: Tensor
-) -> Tensor | float:
-    """The contribution of the query's earlier columns to F·u [N, lengths, M'], on the scale of `_prefix_outputs`."""
-    total: Tensor | float = 0.0
+def _with_past_columns(
+    scores: Tensor, top: Tensor, past: list[tuple[Tensor, Tensor]], keys: Tensor, patterns: Tensor, codes: Tensor
+) -> Tensor:
+    """F·u up to a factor [N, lengths, M']: `_prefix_outputs` and the query's earlier columns. keys [N, lengths, 2d]."""
     for j, (x, y) in enumerate(past):
         column = torch.cat([patterns[x], patterns[y]], dim=-1) + codes[j]
-        logit = (column * keys[state]).sum(-1) - top.gather(1, state)
-        total = total + logit.exp()[..., None] * torch.nn.functional.one_hot(y, len(patterns))
-    return total
+        logit = (column * keys).sum(-1)
+        before, top = top, torch.maximum(top, logit)
+        read = torch.nn.functional.one_hot(y, len(patterns))
+        scores = scores * (before - top).exp()[..., None] + (logit - top).exp()[..., None] * read
+    return scores
 
 
 def icl_errors(product: Tensor, prompts: Prompts, chain: Chain, patterns: Tensor, M: int, lengths: list[int]) -> Tensor:
@@ -119,7 +119,7 @@ def icl_errors(product: Tensor, prompts: Prompts, chain: Chain, patterns: Tensor
     keys = ((torch.nn.functional.pad(patterns, (0, d)) + codes[0]) @ product.T)[prompts.query]  # [N, 2d]
     logits = torch.einsum("nld,nd->nl", pairs, keys)[..., None]
     outputs = (prompts.noisy[:, :, -1] @ patterns.T)[:, :, None]
-    predicted = _prefix_outputs(logits[..., None], outputs, lengths)[:, :, 0].argmax(-1)
+    predicted = _prefix_outputs(logits[..., None], outputs, lengths)[0][:, :, 0].argmax(-1)
     correct = torch.as_tensor(chain.correct[:, -1])[prompts.query]
     return (predicted != correct[:, None]).float().mean(0)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -15,6 +16,7 @@ from theory.cot.model import Models, columns, dense_loss, queries, train
 from theory.cot.rates import rates, scaling
 from theory.cot.three_layers import layers
 from theory.lab import Result, Study, band, draw_speed, first_below, required_fit
+from theory.patterns import orthonormal_combinations
 from theory.training import training_curves, training_speed
 from training.run import Run
 
@@ -61,7 +63,18 @@ def _sweep(name: str, values: tuple[float, ...], kinds: tuple[str, ...], key: in
             result[kind] = rows
         return result
 
-    return Study(compute, figures.sweep, None, figures.sweep_panels, (4.5 * len(kinds), 3.8))
+    size = (4.5 * len(kinds), 3.8)
+    return Study(compute, figures.sweep, None, figures.sweep_panels, size, partial(_chains, {name: values}, kinds))
+
+
+def _chains(sweeps: Mapping[str, Sequence[float]], kinds: Sequence[str], config: CotConfig) -> None:
+    """Make every chain of the sweeps. ValueError, with the value at which it stands, if the config allows no such."""
+    for name, values in sweeps.items():
+        for kind, value in itertools.product(kinds, values):
+            try:
+                _varied(config, name, kind, value)
+            except ValueError as error:
+                raise ValueError(f"at its {name}={value:g}, {error}") from error
 
 
 def _varied(config: CotConfig, name: str, kind: str, value: float) -> tuple[Chain, float]:
@@ -83,6 +96,17 @@ def condition(config: CotConfig, run: Run) -> Result:
     return result
 
 
+def _condition_fits(config: CotConfig) -> None:
+    chain = violating_chain(config.patterns)
+    _check_steps(chain, config)
+
+
+def _check_steps(chain: Chain, config: CotConfig) -> None:
+    """ValueError if a chain has positions whose codes no model is trained on."""
+    if len(chain.matrices) > config.steps:
+        raise ValueError(f"its chain has {len(chain.matrices)} steps, more than the models learn: steps={config.steps}")
+
+
 def check_condition(result: Result, run: Run) -> None:
     cot, icl = (result["curves"][f"{kind}_without"]["mean"] for kind in ("cot", "icl"))
     holds = cot[-1] < 0.6 * cot[0] and icl[-1] > 0.5
@@ -101,6 +125,12 @@ def matrices(config: CotConfig, run: Run) -> Result:
     facts = {"tau": chain.tau, "tau_o": chain.tau_o, "rho": chain.rho, "condition_1": chain.condition_1}
     slides = {"B": SLIDES.product, "tau": SLIDES.tau, "tau_o": SLIDES.tau_o}
     return {"lengths": config.lengths, "curves": curves, "slides": slides} | facts
+
+
+def _matrices_fit(config: CotConfig) -> None:
+    chain = Chain(np.array(config.transitions))
+    _check_steps(chain, config)
+    orthonormal_combinations(np.random.default_rng(0), config.M, chain.patterns, config.coefficient_sum)
 
 
 def check_matrices(result: Result, run: Run) -> None:
@@ -182,9 +212,11 @@ STUDIES = {
     "rho": _sweep("rho", (0.5, 0.6, 0.7, 0.8), ("cot",), 3),
     "tau_o": _sweep("tau_o", (0.3, 0.4, 0.5, 0.6), ("icl",), 4),
     "rho_o": _sweep("rho_o", (0.3, 0.4, 0.5, 0.6), ("icl",), 5),
-    "condition": Study(condition, figures.condition, check_condition, figures.condition_panels),
-    "matrices": Study(matrices, figures.matrices, check_matrices),
-    "required": Study(required, figures.required, None, None, (12, 3.8)),
+    "condition": Study(
+        condition, figures.condition, check_condition, figures.condition_panels, requires=_condition_fits
+    ),
+    "matrices": Study(matrices, figures.matrices, check_matrices, requires=_matrices_fit),
+    "required": Study(required, figures.required, None, None, (12, 3.8), partial(_chains, REQUIRED, ("cot",))),
     "rates": Study(rates, figures.rates, None, figures.rates_panels, (9, 3.8)),
     "scaling": Study(scaling, figures.scaling, None, None, (9, 3.8)),
     "layers": Study(layers, figures.layers, None, figures.layers_panels),

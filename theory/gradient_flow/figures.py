@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from theory.lab import Result
+from theory.lab import Result, draw_band, slope_text
 from theory.page import Panel
 
 if TYPE_CHECKING:
@@ -125,12 +125,11 @@ def spectrum_panels(result: Result) -> list[Panel]:
 
 def escape(figure: FigureBase, result: Result) -> None:
     axes, time, slope = figure.subplots(), result["time"], result["slope"]
-    axes.semilogx(result["scales"], time["mean"], "o-")
-    axes.fill_between(result["scales"], time["low"], time["high"], alpha=0.3)
+    low, mean, high = (np.array(time[name], dtype=float) for name in ("low", "mean", "high"))
+    axes.semilogx(result["scales"], mean, "o-")
+    axes.fill_between(result["scales"], low, high, alpha=0.3)
     axes.set(xlabel="scale of the start", ylabel="t to half the excess loss")
-    axes.set_title(
-        f"slope {slope['mean']:.3f} [{slope['low']:.3f}, {slope['high']:.3f}]; 1/λ² = {result['expected']:g}"
-    )
+    axes.set_title(f"{slope_text(slope, 3)}; 1/λ² = {result['expected']:g}")
 
 
 def escape_panels(result: Result) -> list[Panel]:
@@ -141,16 +140,15 @@ def escape_panels(result: Result) -> list[Panel]:
 
 def stochastic(figure: FigureBase, result: Result) -> None:
     loss_axes, gap_axes = figure.subplots(1, 2)
-    for rate, curve in zip(result["rates"], result["curves"], strict=True):
-        loss_axes.plot(curve["times"], curve["sgd"]["mean"], label=f"SGD, rate {rate:g}")
-        loss_axes.fill_between(curve["times"], curve["sgd"]["low"], curve["sgd"]["high"], alpha=0.2)
+    for i, (rate, curve) in enumerate(zip(result["rates"], result["curves"], strict=True)):
+        draw_band(loss_axes, curve["times"], curve["sgd"], f"SGD, rate {rate:g}", f"C{i}")
     loss_axes.plot(result["ode"]["times"], result["ode"]["loss"], "k--", label="ODE")
     loss_axes.set(xlabel="t = step × rate", ylabel="loss")
     loss_axes.legend(fontsize=8)
-    gap, slope = result["gap"], result["slope"]
-    gap_axes.errorbar(result["rates"], gap["mean"], np.subtract(gap["high"], gap["mean"]), fmt="o-", capsize=3)
+    mean, high = (np.array(result["gap"][name], dtype=float) for name in ("mean", "high"))
+    gap_axes.errorbar(result["rates"], mean, high - mean, fmt="o-", capsize=3)
     gap_axes.set(xscale="log", yscale="log", xlabel="rate", ylabel="max_t ‖θ_SGD − θ_ODE‖")
-    gap_axes.set_title(f"slope {slope['mean']:.2f} [{slope['low']:.2f}, {slope['high']:.2f}]")
+    gap_axes.set_title(slope_text(result["slope"]))
 
 
 def stochastic_panels(result: Result) -> list[Panel]:

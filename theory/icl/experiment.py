@@ -18,9 +18,9 @@ from pydantic import (
 from torch import Tensor
 
 from theory.icl.data import Batch, Data, Domain, draw, in_domain, out_of_domain, tasks
-from theory.icl.model import Models, Setting, attention, hinge, prefix_outputs, train
-from theory.lab import LabConfig, Result, check_fraction
-from theory.training import train_in_chunks
+from theory.icl.model import Models, Setting, attention, hinge, misclassified, prefix_outputs, train
+from theory.lab import LabConfig, Result, check_fraction, check_lengths
+from theory.training import AVERAGED_STEPS, train_in_chunks
 from training.run import Run
 
 
@@ -35,7 +35,9 @@ class IclConfig(LabConfig):
     kappa: NonNegativeFloat = Field(
         0.5, description="Range of κ ~ U(−kappa, kappa), the weight of a token's irrelevant pattern."
     )
-    odr: PositiveInt = Field(3, description="M1': out-of-domain relevant patterns.")
+    odr: int = Field(
+        3, ge=3, description="M1': out-of-domain relevant patterns, at least 3: a task's two and another. M1 >= 2 M1'."
+    )
     alpha: float = Field(0.8, description="Share of a prompt's examples that share the query's relevant pattern.")
     length: PositiveInt = Field(20, description="l_tr: examples of a training prompt.")
     tasks: PositiveInt = Field(12, description="Training tasks of the M1 (M1 − 1).")
@@ -51,26 +53,30 @@ class IclConfig(LabConfig):
     pruning_iterations: PositiveInt = Field(1500, description="SGD steps of the pruned models.")
     prompts: PositiveInt = Field(4000, description="Test prompts for each model.")
     lengths: tuple[PositiveInt, ...] = Field(
-        (2, 4, 6, 8, 10, 15, 20, 30, 40), description="Context lengths in testing."
+        (2, 4, 6, 8, 10, 15, 20, 30, 40), min_length=1, description="Context lengths in testing, in increasing order."
     )
     classical_prompts: PositiveInt = Field(100, description="Test prompts of the comparison with classical methods.")
-    rate_alphas: tuple[float, ...] = Field((0.3, 0.45, 0.65, 1.0), description="α of the study of rates.")
-    rate_betas: tuple[PositiveFloat, ...] = Field((2.0, 2.3, 2.6, 3.0), description="β of the study of rates.")
+    rate_alphas: tuple[float, ...] = Field((0.3, 0.45, 0.65, 1.0), min_length=1, description="α of the study of rates.")
+    rate_betas: tuple[PositiveFloat, ...] = Field(
+        (2.0, 2.3, 2.6, 3.0), min_length=1, description="β of the study of rates."
+    )
     rate_patterns: tuple[PositiveInt, ...] = Field(
-        (4, 6, 9, 13, 20), description="M1 of the study of scaling, at least 4."
+        (4, 6, 9, 13, 20), min_length=3, description="M1 of the study of scaling: three or more, each at least 4."
     )
     rate_models: PositiveInt = Field(
         5, description="Models for each value of the studies of rates, scaling, tasks and required examples."
     )
-    rate_iterations: PositiveInt = Field(600, description="SGD steps of the studies of rates and scaling.")
+    rate_iterations: int = Field(600, ge=AVERAGED_STEPS, description="SGD steps of the studies of rates and scaling.")
     test_alphas: tuple[float, ...] = Field(
-        (0.35, 0.5, 0.7, 1.0), description="α' of the study of required test examples."
+        (0.35, 0.5, 0.7, 1.0), min_length=1, description="α' of the study of required test examples."
     )
     train_alphas: tuple[float, ...] = Field(
-        (0.12, 0.18, 0.27, 0.4), description="α of the study of required training examples."
+        (0.12, 0.18, 0.27, 0.4), min_length=1, description="α of the study of required training examples."
     )
     train_lengths: tuple[PositiveInt, ...] = Field(
-        (2, 3, 4, 6, 9, 13, 20), description="l_tr of the study of required training examples."
+        (2, 3, 4, 6, 9, 13, 20),
+        min_length=1,
+        description="l_tr of the study of required training examples, in increasing order.",
     )
     deep_models: PositiveInt = Field(5, description="Models of three layers.")
     deep_batch: PositiveInt = Field(32, description="Prompts of a training step of the three-layer models.")
@@ -81,6 +87,12 @@ class IclConfig(LabConfig):
     @classmethod
     def _fraction(cls, value: float | tuple[float, ...], info: ValidationInfo) -> float | tuple[float, ...]:
         check_fraction(str(info.field_name), value)
+        return value
+
+    @field_validator("lengths", "train_lengths")
+    @classmethod
+    def _increasing(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        check_lengths(value)
         return value
 
     @model_validator(mode="after")
@@ -182,7 +194,7 @@ def evaluate(
         batch = prompts_of(run, data, pairs, alpha, max(config.lengths), config.prompts, 1000 * key + i, relevant)
         label = batch.label[0, :, -1:]
         outputs = prefix_outputs(models.single(i), domain.tokens(batch, data)[0], list(config.lengths))
-        wrong.append((outputs * label <= 0).float().mean(0).numpy())
+        wrong.append(misclassified(outputs, label).mean(0).numpy())
         loss.append(hinge(outputs, label).mean(0).numpy())
     return {"error": np.array(wrong), "hinge": np.array(loss)}
 

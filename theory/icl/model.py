@@ -160,21 +160,32 @@ def head(models: Models, read: Tensor) -> Tensor:
 
 
 def prefix_outputs(models: Models, tokens: Tensor, lengths: list[int]) -> Tensor:
-    """F [N, len(lengths)] of one model at each context length, from tokens [N, l+1, D]: softmax by running sums."""
-    weights = attention(models, tokens, normalised=False)
-    read = (weights[..., None] * tokens[:, :-1]).cumsum(1) / weights.cumsum(1)[..., None]
-    return head(models, read[:, torch.tensor(lengths) - 1])
+    """F [N, len(lengths)] of one model at each context length, from tokens [N, l+1, D]."""
+    logits = _logits(models, tokens)
+    read = [
+        torch.einsum("nl,nld->nd", logits[:, :length].softmax(-1), tokens[:, :length]) for length in lengths
+    ]  # one softmax each: a running sum of e^logit underflows where the largest logit comes late
+    return head(models, torch.stack(read, dim=1))
 
 
-def attention(models: Models, tokens: Tensor, normalised: bool = True) -> Tensor:
-    """Softmax weights [N, l] of one model, or e^logit up to a factor a prompt."""
+def attention(models: Models, tokens: Tensor) -> Tensor:
+    """Softmax weights [N, l] of one model."""
+    return _logits(models, tokens).softmax(-1)
+
+
+def _logits(models: Models, tokens: Tensor) -> Tensor:
+    """(W_K p_i)ᵀ W_Q p_query [N, l] of one model."""
     u = tokens[:, -1] @ models.Q.T @ models.K
-    logits = torch.einsum("nld,nd->nl", tokens[:, :-1], u)
-    return logits.softmax(-1) if normalised else (logits - logits.amax(1, keepdim=True)).exp()
+    return torch.einsum("nld,nd->nl", tokens[:, :-1], u)
 
 
 def hinge(outputs: Tensor, labels: Tensor) -> Tensor:
     return (1 - labels * outputs).relu()
+
+
+def misclassified(outputs: Tensor, labels: Tensor) -> Tensor:
+    """1.0 where the output's sign is not the label (±1), else 0.0. An output of 0 or NaN has no sign."""
+    return (~(outputs * labels > 0)).float()
 
 
 def train(

@@ -11,7 +11,7 @@ from torch import Tensor
 from theory import layers as deep
 from theory.icl.data import Batch, draw, in_domain, tasks
 from theory.icl.experiment import IclConfig, place_of, prompts_of
-from theory.icl.model import hinge
+from theory.icl.model import hinge, misclassified
 from theory.lab import Result, band
 from theory.training import train_in_chunks
 from training.run import Run
@@ -76,7 +76,7 @@ def place_prompts(config: IclConfig, run: Run, place: str, model: int) -> tuple[
 
 def zero_one_error(output: Tensor, batch: Batch) -> float:
     """The share of outputs [B, 1] whose sign is not the query's label."""
-    return float((output[:, 0] * batch.label[0, :, -1] <= 0).float().mean())
+    return float(misclassified(output[:, 0], batch.label[0, :, -1]).mean())
 
 
 def _deep_errors(config: IclConfig, run: Run, shape: deep.Shape, parameters: dict[str, Tensor], place: str) -> Result:

@@ -52,10 +52,10 @@ class LaunchConfig(JobConfig):
     lower: str = "ED"
     upper: str = "ED"
     topology: Literal["ring", "exponential", "full"] = "ring"
-    k: int = 1
+    k: int = Field(1, ge=1)
     agents: int = Field(8, ge=1)
-    x_size: int = 3
-    y_size: int = 4
+    x_size: int = Field(3, ge=1)
+    y_size: int = Field(4, ge=1)
     heterogeneity: float = 1.0
     noise: float = 0.0
     steps: int = Field(400, ge=1)
@@ -114,7 +114,7 @@ def _algorithm(config: LaunchConfig, W: torch.Tensor, network: Network) -> Algor
     if config.algorithm == "sparkle":
         return Sparkle(PROBLEM, STRATEGIES[config.lower](W), STRATEGIES[config.upper](W), **steps, network=network)
     coordinates = min(config.x_size, config.y_size)
-    if not 1 <= config.k <= coordinates:
+    if config.k > coordinates:
         raise ValueError(f"k: must be between 1 and the {coordinates} coordinates of a message, not {config.k}")
     return EFSoba(PROBLEM, RandK(config.k), RandK(config.k), **steps, network=network)
 
@@ -199,10 +199,14 @@ def _check_folder(config: LaunchConfig, out: Path) -> None:
 
 
 def _claim_folder(config: LaunchConfig, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+    """Raises ValueError if the folder cannot be written."""
     partial = out / f"config.json.{os.getpid()}"  # every process writes the same, and may read while another writes
-    partial.write_text(json.dumps(_fixed(config)))
-    os.replace(partial, out / "config.json")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(_fixed(config)))
+        os.replace(partial, out / "config.json")
+    except OSError as error:
+        raise ValueError(f"out: {error}; choose a folder to write to") from None
 
 
 def _fixed(config: LaunchConfig) -> dict[str, object]:
@@ -212,7 +216,7 @@ def _fixed(config: LaunchConfig) -> dict[str, object]:
 
 def main(arguments: list[str]) -> int:
     try:
-        settings = dict(argument.split("=", 1) for argument in arguments)
+        settings = _settings(arguments)
         out = Path(settings.pop("out", "runs/bilevel.launch"))
         config = LaunchConfig.model_validate(settings)
         run(config, out)
@@ -230,6 +234,14 @@ def main(arguments: list[str]) -> int:
         print(f"Error: {error}", file=sys.stderr, flush=True)
         return 2
     return 0
+
+
+def _settings(arguments: list[str]) -> dict[str, str]:
+    """Raises ValueError for an argument without "="."""
+    for argument in arguments:
+        if "=" not in argument:
+            raise ValueError(f"{argument}: give settings as key=value, such as steps=1000")
+    return dict(argument.split("=", 1) for argument in arguments)
 
 
 def _stop(number: int, frame: object) -> None:

@@ -61,7 +61,8 @@ def checked(mixing: torch.Tensor, name: str = "mixing matrix") -> torch.Tensor:
         worst = int((sums - 1).abs().argmax())
         if (sums[worst] - 1).abs() > TOLERANCE:
             raise ValueError(
-                f"{name}: not doubly stochastic: {label} {worst} sums to {float(sums[worst]):g}; make it 1"
+                f"{name}: not doubly stochastic: {label} {worst} sums to {float(sums[worst]):.10g}; "
+                f"make it 1 to within {TOLERANCE:g}"
             )
     components = connected_components(mixing.numpy() > 0, connection="strong")[0]
     if components > 1:

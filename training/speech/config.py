@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from training.speech.corpus import CorpusConfig
 from training.speech.schedule import TrainingMethod
@@ -60,6 +60,25 @@ class BLJustConfig(CorpusConfig):
     processes: int = Field(
         1, ge=1, description="Trainings at once. With several, those under way begin anew after a kill."
     )
+
+    @field_validator("grids")
+    @classmethod
+    def _ascending_rates(cls, value: dict[Rate, tuple[float, ...]]) -> dict[Rate, tuple[float, ...]]:
+        for rate, grid in value.items():
+            names = {f"{number:g}" for number in grid}  # as the steps of the run name them
+            if not grid or list(grid) != sorted(grid) or len(names) < len(grid):
+                raise ValueError(f"{rate}: one value or more, ascending and distinct, not {_listed(grid)}")
+            field = TypeAdapter(Annotated[float, *cls.model_fields[rate].metadata])
+            for number in grid:
+                try:
+                    field.validate_python(number)
+                except ValidationError as error:
+                    raise ValueError(f"{rate}: {error.errors()[0]['msg']}, not {number:g}") from None
+        return value
+
+
+def _listed(grid: tuple[float, ...]) -> str:
+    return f"[{', '.join(f'{number:g}' for number in grid)}]"
 
 
 GRIDS: dict[Rate, tuple[float, ...]] = {

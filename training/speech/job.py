@@ -14,7 +14,7 @@ from training.speech.corpus import Corpus
 from training.speech.figures import draw
 from training.speech.results import table
 from training.speech.schedule import TrainingMethod, plan
-from training.speech.trainings import TrainingTask, build, corpus_of, schedule_of, train_all
+from training.speech.trainings import TrainingTask, build, corpus_of, forget_corpus, schedule_of, train_all
 from training.speech.tuning import GridSearch
 from training.workers import one_thread
 
@@ -31,6 +31,7 @@ def _run(config: BLJustConfig, run: Run) -> dict[str, object]:
     _check_device(config.device)
     for name, claim in checks.CLAIMS.items():
         run.check(name, **claim())
+    forget_corpus()  # an earlier run of this process may have read other recordings from the same paths
     corpus = corpus_of(config, run.folder, run.seed)
     run.emit("message", f"expect about {_minutes(config, corpus, run):.1f} min on this {config.device}")
     chosen, tuning = _tuned(config, run) if config.tune else ({method: config for method in config.methods}, {})
@@ -71,7 +72,7 @@ def _tuned(config: BLJustConfig, run: Run) -> tuple[dict[TrainingMethod, BLJustC
 
 def _search(config: BLJustConfig, rate: Rate) -> GridSearch:
     bounds = (0.0, 1.0) if rate == "pseudo_share" else (0.0, float("inf"))
-    return GridSearch(tuple(sorted(config.grids.get(rate, GRIDS[rate]))), config.extensions, bounds)
+    return GridSearch(config.grids.get(rate, GRIDS[rate]), config.extensions, bounds)
 
 
 def _tuning_task(method: TrainingMethod, config: BLJustConfig) -> TrainingTask:

@@ -60,7 +60,7 @@ def save(path: Path, rows: Iterable[tuple[Path, str | None]]) -> None:
 
 
 def _jsonl(path: Path) -> Iterator[tuple[Path, str | None, str]]:
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text().split("\n"), 1):
         if line.strip():
             source = f"{path} line {number}"
             row = _parse(line, source)
@@ -90,6 +90,7 @@ def _librispeech(folder: Path) -> Iterator[tuple[Path, str | None, str]]:
     if not transcripts:
         raise ManifestError(f"{folder} has no *.trans.txt below it: LibriSpeech's layout is speaker/chapter/…trans.txt")
     for transcript in transcripts:
-        for number, line in enumerate(transcript.read_text().splitlines(), 1):
-            utterance, _, text = line.partition(" ")
-            yield transcript.parent / f"{utterance}.flac", text.lower() or None, f"{transcript} line {number}"
+        for number, line in enumerate(transcript.read_text().split("\n"), 1):
+            if line.strip():
+                utterance, _, text = line.partition(" ")
+                yield transcript.parent / f"{utterance}.flac", text.lower() or None, f"{transcript} line {number}"

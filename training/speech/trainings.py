@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from training.checkpoints import SavedValue
 from training.json_values import JsonObject
 from training.run import Run, derive_seed, rng_of
 from training.speech.config import BLJustConfig
@@ -36,7 +37,11 @@ def train_all(tasks: list[TrainingTask], config: BLJustConfig, run: Run) -> dict
     apart = config.processes > 1 and len(missing) > 1
     results: dict[str, TrainingResult] = {}
     with workers(config.processes if apart else 1, run) as submit:
-        waiting = {task.name: submit(_train_apart, task, run.folder, run.seed) for task in missing} if apart else {}
+        waiting = {}
+        if apart:
+            waiting = {
+                task.name: submit(_train_apart, task, run.folder, run.seed, _saved_state(task, run)) for task in missing
+            }
         for task in tasks:
             wait = waiting.get(task.name)
             compute = partial(_keep, task, wait, run) if wait else partial(_train_here, task, run)
@@ -45,7 +50,7 @@ def train_all(tasks: list[TrainingTask], config: BLJustConfig, run: Run) -> dict
 
 
 class Trained(NamedTuple):
-    """What a training in another process gives. ``rows``: of metrics.jsonl, one a pass."""
+    """What a training in another process gives. ``rows``: of metrics.jsonl, one for each pass that was left."""
 
     rows: list[JsonObject]
     state: JsonObject
@@ -56,12 +61,7 @@ class Trained(NamedTuple):
 def _train_here(task: TrainingTask, run: Run) -> TrainingResult:
     """In this process: a run that is stopped goes on from the last pass."""
     corpus = corpus_of(task.config, run.folder, run.seed)
-    training = build(task.config, task.method, corpus, run.derive_seed(1, task.number))
-    curve: list[float] = []  # error rate on dev after each supervised pass
-    if run.has(f"{task.name}-state"):
-        state = run.load(f"{task.name}-state")
-        training.load(state)
-        curve = list(state["curve"])
+    training, curve = _resumed(task, corpus, run.seed, _saved_state(task, run))
     with run.progress(task.name, len(training.passes)) as advance:
         for _ in range(training.done):
             advance()
@@ -74,11 +74,10 @@ def _train_here(task: TrainingTask, run: Run) -> TrainingResult:
     return result
 
 
-def _train_apart(task: TrainingTask, folder: Path, seed: int) -> Trained:
-    """In a worker process, without the run."""
+def _train_apart(task: TrainingTask, folder: Path, seed: int, state: SavedValue | None) -> Trained:
+    """In a worker process, without the run: the passes that ``state`` leaves."""
     corpus = corpus_of(task.config, folder, seed)
-    training = build(task.config, task.method, corpus, derive_seed(seed, 1, task.number))
-    curve: list[float] = []
+    training, curve = _resumed(task, corpus, seed, state)
     rows = []
     for row in _passes(task, training, curve, corpus):
         stop_if_asked()
@@ -93,6 +92,21 @@ def _keep(task: TrainingTask, wait: Callable[[], Trained], run: Run) -> Training
     run.checkpoint(f"{task.name}-state", trained.state)
     _write(task, trained.result, trained.transcripts, run)
     return trained.result
+
+
+def _saved_state(task: TrainingTask, run: Run) -> SavedValue | None:
+    """What the run kept of a training that was stopped."""
+    name = f"{task.name}-state"
+    return run.load(name) if run.has(name) else None
+
+
+def _resumed(task: TrainingTask, corpus: Corpus, seed: int, state: SavedValue | None) -> tuple[Training, list[float]]:
+    """The training at ``state``, and the error rates on dev after each pass with texts until then."""
+    training = build(task.config, task.method, corpus, derive_seed(seed, 1, task.number))
+    if state is None:
+        return training, []
+    training.load(state)
+    return training, list(state["curve"])
 
 
 def _passes(task: TrainingTask, training: Training, curve: list[float], corpus: Corpus) -> Iterator[JsonObject]:
@@ -144,6 +158,11 @@ def _write(task: TrainingTask, result: TrainingResult, transcripts: Mapping[str,
 def corpus_of(config: BLJustConfig, folder: Path, seed: int) -> Corpus:
     """What all trainings of a run learn from, read once by each process. Raises what `load_corpus` raises."""
     return _corpus(CorpusConfig(**{name: getattr(config, name) for name in CorpusConfig.model_fields}), folder, seed)
+
+
+def forget_corpus() -> None:
+    """Let `corpus_of` read the recordings again."""
+    _corpus.cache_clear()
 
 
 @lru_cache(maxsize=1)

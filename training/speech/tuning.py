@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 
 @dataclass
 class GridSearch:
-    """``grid``: values to try, ascending. Where the best is the least or the greatest that was tried, the next value in
-    the ratio of the grid's first two is tried, ``extensions`` times at most, within ``bounds``."""
+    """``grid``: values to try, ascending, none below 0. Where the best is the least or the greatest that was tried, the
+    next value in the ratio of the grid's first two above 0 is tried, ``extensions`` times at most, within ``bounds``.
+
+    Nothing follows 0, or a grid with fewer than two values above it.
+    """
 
     grid: tuple[float, ...]
     extensions: int = 0
@@ -23,7 +26,10 @@ class GridSearch:
             return untried
         if not self.at_edge or len(self.tried) >= len(self.grid) + self.extensions:
             return []
-        ratio = self.grid[0] / self.grid[1]
+        positive = [value for value in self.grid if value > 0]
+        if self.best == 0 or len(positive) < 2:
+            return []
+        ratio = positive[0] / positive[1]
         following = self.best * (ratio if self.best == min(self.tried) else 1 / ratio)
         low, high = self.bounds
         return [following] if low <= following <= high else []

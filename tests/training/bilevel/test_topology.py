@@ -61,6 +61,7 @@ def test_a_file_gives_its_matrix(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("0.5 0.5\n0.4 0.5\n", "row 1 sums to 0.9; make it 1"),
+        ("0.3333333 0.6666666\n0.6666667 0.3333333\n", "row 0 sums to 0.9999999; make it 1 to within 1e-08"),
         ("0.9 0.1\n0.9 0.1\n", "column 0 sums to 1.8; make it 1"),
         ("1.5 -0.5\n-0.5 1.5\n", "not below 0"),
         ("nan 1\n1 0\n", "finite"),

@@ -41,6 +41,14 @@ def test_librispeech_layout(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_a_text_may_have_any_separator_of_lines_but_a_newline(tmp_path: Path) -> None:
+    manifest = corpus(tmp_path / "corpus", 2, 0)
+    texts = ["one\u2028two\x85", "three\u2029"]
+    rows = [json.dumps({"audio": f"{i}.wav", "text": text}, ensure_ascii=False) for i, text in enumerate(texts)]
+    manifest.write_bytes("\r\n".join(rows).encode())
+    assert [recording.text for recording in load(manifest)] == texts
+
+
 BAD = {
     '{"audio": "gone.wav", "text": "ba"}': r'line 1: no file .*gone\.wav; correct "audio" or remove the line',
     '{"audio": "not.wav"}': r"line 1: .*not\.wav is not audio that libsndfile reads",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,31 @@ def test_a_run_in_two_processes_has_the_rows_and_results_of_one_in_one(speech: P
     assert results[0]["results"] == results[1]["results"]
     assert (tmp_path / "1" / "metrics.jsonl").read_text() == (tmp_path / "2" / "metrics.jsonl").read_text()
     assert listen.load(tmp_path / "2", "pseudo-0")[2] == RATE
+
+
+@pytest.mark.slow(20)
+def test_a_stopped_run_goes_on_in_two_processes_with_each_row_once(speech: Path, tmp_path: Path) -> None:
+    settings = config(speech, methods=["supervised", "pseudo"], models=1, epochs=2)
+    uninterrupted = JOB.execute(settings, tmp_path / "uninterrupted")
+    stop = iter([False] * 2 + [True])
+    with pytest.raises(Cancelled):
+        JOB.execute(settings, tmp_path / "run", should_stop=lambda: next(stop))
+    rows = {name: tmp_path / name / "metrics.jsonl" for name in ("run", "uninterrupted")}
+    assert rows["run"].read_text()
+    resumed = JOB.execute(settings | {"processes": 2}, tmp_path / "run")
+    assert resumed["results"] == uninterrupted["results"]
+    assert rows["run"].read_text() == rows["uninterrupted"].read_text()
+
+
+def test_corrected_texts_are_read_by_a_new_run_of_the_same_process(tmp_path: Path) -> None:
+    manifest = corpus(tmp_path / "speech", labelled=4, unlabelled=0)
+    settings = config(manifest, methods=["supervised"], models=1, batch=2)
+    JOB.execute(settings, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    manifest.write_text(manifest.read_text().replace("ba", "zu").replace("do", "zu").replace("ki", "zu"))
+    JOB.execute(settings, tmp_path / "run")
+    tokenizer = listen.load(tmp_path / "run", "supervised-0")[1]
+    assert tokenizer.encode("zu") and not tokenizer.encode("bdoki")
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from training.speech.config import BLJustConfig
 from training.speech.tuning import GridSearch
 
 
@@ -33,6 +36,31 @@ def test_it_stops_after_its_extensions_and_says_that_the_edge_is_best() -> None:
 def test_it_stays_within_its_bounds() -> None:
     search = finished(GridSearch((0.1, 0.3, 0.9), extensions=4, bounds=(0.0, 1.0)), lambda value: -value)
     assert list(search.tried) == [0.1, 0.3, 0.9] and search.at_edge
+
+
+@pytest.mark.parametrize("grid", [(0.0, 0.01, 0.1), (0.0, 0.1)])
+def test_a_grid_with_zero_ends_whichever_value_is_best(grid: tuple[float, ...]) -> None:
+    """No value is in a ratio to zero: it is neither extended nor counted as the grid's ratio."""
+    least = finished(GridSearch(grid, extensions=4), lambda value: value)
+    assert list(least.tried) == list(grid) and least.best == 0 and least.at_edge
+    greatest = finished(GridSearch(grid, extensions=2), lambda value: -value)
+    assert list(greatest.tried) == pytest.approx([0.0, 0.01, 0.1, 1.0, 10.0] if len(grid) == 3 else [0.0, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("grids", "message"),
+    [
+        ({"lr": []}, "lr: one value or more, ascending and distinct, not []"),
+        ({"gamma": [0.1, 0.1]}, "gamma: one value or more, ascending and distinct, not [0.1, 0.1]"),
+        ({"gamma": [0.3, 0.1]}, "gamma: one value or more, ascending and distinct, not [0.3, 0.1]"),
+        ({"lr": [0, 0.1]}, "lr: Input should be greater than 0, not 0"),
+        ({"pseudo_share": [0.5, 3]}, "pseudo_share: Input should be less than or equal to 1, not 3"),
+    ],
+)
+def test_a_grid_has_ascending_values_that_its_rate_may_have(grids: dict[str, list[float]], message: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(message)):
+        BLJustConfig(grids=grids)
+    assert BLJustConfig(grids={"weight_decay": [0, 0.01]}).grids == {"weight_decay": (0.0, 0.01)}
 
 
 @pytest.mark.parametrize("rates", [{0.1: 0.5, 0.3: 0.5, 0.9: 0.5}, {0.3: 0.5, 0.9: 0.5, 0.1: 0.5}])

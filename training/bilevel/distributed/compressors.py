@@ -109,6 +109,10 @@ class QSGD(Compressor):
     levels: int
     unbiased = True
 
+    def __post_init__(self) -> None:
+        if self.levels < 1:
+            raise ValueError(f"levels: must be at least 1, not {self.levels}")
+
     def omega(self, d: int) -> float:
         """A bound: min(d/s², √d/s)."""
         return min(d / self.levels**2, math.sqrt(d) / self.levels)

@@ -2,6 +2,9 @@
 
 x: as in ``hyper_representation``. y [tasks, h + 1, ways]: the heads. The lower level fits them to the support examples
 of the tasks, the upper level evaluates them on the query examples. Tasks are fixed: new tasks need new heads.
+
+Several agents have one y between them, as the consensus of the lower problem demands: head j is fitted to task j of
+every agent. It is the head of one task only where agents have examples of the same tasks.
 """
 
 from __future__ import annotations

@@ -117,8 +117,9 @@ def accuracy(y: Tree, test: Images) -> torch.Tensor:
 def wrong_label_auc(x: torch.Tensor, agents: Agents) -> float:
     """AUC of -x as a detector of wrong labels: the probability that a wrong label weighs less than a right one.
 
-    NaN if x is not finite.
+    NaN if x is not finite, or if all labels are right or all wrong.
     """
-    if not x.isfinite().all():
+    corrupted = agents.corrupted.reshape(-1)
+    if not x.isfinite().all() or corrupted.all() or not corrupted.any():
         return float("nan")
-    return float(roc_auc_score(agents.corrupted.reshape(-1).numpy(), -x.numpy()))
+    return float(roc_auc_score(corrupted.numpy(), -x.numpy()))

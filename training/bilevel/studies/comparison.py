@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -12,6 +12,22 @@ from torch.utils._pytree import tree_map
 
 from training.bilevel.algorithms.method import BilevelMethod, ProblemSetup
 from training.bilevel.problem import Tree
+
+
+def steps_within(method: BilevelMethod, evaluations: int) -> int:
+    """Steps of ``method`` in a budget of ``evaluations`` per agent. Single-level: as many as a single loop takes."""
+    return evaluations // max(method.evaluations, 3)
+
+
+def check_points(points: int, evaluations: int, methods: Mapping[str, BilevelMethod]) -> None:
+    """Raises ValueError if a method takes fewer steps within ``evaluations`` than its curve has points."""
+    steps = {name: steps_within(method, evaluations) for name, method in methods.items()}
+    slowest = min(steps, key=steps.__getitem__)
+    if steps[slowest] < points:
+        raise ValueError(
+            f"points: {slowest} takes {steps[slowest]} steps within {evaluations} evaluations, fewer than {points} "
+            "points; lower points or raise evaluations"
+        )
 
 
 class ByteCurve(TypedDict):

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch.func import vmap
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from training.bilevel import topology
 from training.bilevel.algorithms.method import ProblemSetup
@@ -21,7 +21,7 @@ from training.bilevel.problem import Tree
 from training.bilevel.problems import fashion_mnist
 from training.bilevel.problems.fashion_mnist import Images
 from training.bilevel.problems.hyper_cleaning import PROBLEM, Agents, Batch, accuracy, share_out, start, wrong_label_auc
-from training.bilevel.studies.comparison import ByteCurve, bytes_ratio, run_method
+from training.bilevel.studies.comparison import ByteCurve, bytes_ratio, check_points, run_method, steps_within
 from training.bilevel.studies.hyper_cleaning_figure import draw
 from training.fashion_mnist import FOLDER, SIDE
 from training.intervals import band
@@ -79,19 +79,32 @@ class HyperCleaningConfig(JobConfig):
     )
     data: Path = Field(FOLDER, description="A folder with Fashion-MNIST.")
 
+    @field_validator("corruptions")
+    @classmethod
+    def _distinct_shares(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 <= share <= 1 for share in value) or len({f"{share:g}" for share in value}) < len(value):
+            raise ValueError(f"distinct shares from 0 to 1, not {list(value)}")
+        return value
+
     @field_validator("methods")
     @classmethod
     def _available(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         check_names(value, METHODS, "method")
         return value
 
+    @model_validator(mode="after")
+    def _enough_steps(self) -> HyperCleaningConfig:
+        check_points(self.points, self.evaluations, {name: METHODS[name] for name in self.methods})
+        return self
+
 
 class CleaningCurve(ByteCurve):
-    """Of one method and corruption. evaluations [points]; auc [runs]: of x as a detector of wrong labels; ``scale`` of
-    the step sizes."""
+    """Of one method and corruption. evaluations [points]; auc [runs]: of x as a detector of wrong labels; finite
+    [runs]: whether all variables are at the end; ``scale`` of the step sizes."""
 
     evaluations: list[int]
     auc: list[float]
+    finite: list[bool]
     scale: float
 
 
@@ -176,7 +189,7 @@ def best_scale(tuning: Tuning, run: Run, name: str) -> float:
         generators = [torch.Generator().manual_seed(run.derive_seed(TUNING_DRAW))]
         noise = torch.Generator().manual_seed(run.derive_seed(TUNING_DRAW, 1))
         (curve,) = learn(tuning.config, name, tuning.data, scale, generators, noise, run.stop_if_asked)
-        accuracies.append(curve["accuracy"][-1][0] if np.isfinite(curve["auc"]).all() else -np.inf)
+        accuracies.append(curve["accuracy"][-1][0] if all(curve["finite"]) else -np.inf)
     return scales[int(np.argmax(accuracies))]
 
 
@@ -218,7 +231,7 @@ def learn(
     W = topology.ring(config.agents, config.self_weight)
     alpha, beta = config.alpha * scale, config.beta * scale
     setup = ProblemSetup(PROBLEM, W, *start(first_run), alpha, beta, config.theta, config.kept)
-    steps = max(config.points, config.evaluations // max(method.evaluations, 3))
+    steps = steps_within(method, config.evaluations)
     recorded_steps = [steps * (point + 1) // config.points for point in range(config.points)]
     scores: list[torch.Tensor] = []
 
@@ -232,17 +245,21 @@ def learn(
 
     state = run_method(method, [setup] * runs, first_run.everything(), draw_batch, noise, recorded_steps, record)
     by_level = torch.stack(scores).view(config.points, -1, config.repeats)
-    x = method.variables(state)[0].mean(1)
+    variables = method.variables(state)
+    x = variables[0].mean(1)
     aucs = [wrong_label_auc(x[i], tree_map(lambda leaf, i=i: leaf[i], agents)) for i in range(runs)]
+    finite = [all(bool(leaf[i].isfinite().all()) for leaf in tree_leaves(variables)) for i in range(runs)]
+    of_level = [slice(level * config.repeats, (level + 1) * config.repeats) for level in range(len(config.corruptions))]
     return [
         {
             "evaluations": [k * method.evaluations for k in recorded_steps],
             "bytes": [k * method.bytes_sent(setup) for k in recorded_steps],
             "accuracy": by_level[:, level].tolist(),
-            "auc": aucs[level * config.repeats : (level + 1) * config.repeats],
+            "auc": aucs[repeats],
+            "finite": finite[repeats],
             "scale": scale,
         }
-        for level in range(len(config.corruptions))
+        for level, repeats in enumerate(of_level)
     ]
 
 

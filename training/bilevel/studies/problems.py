@@ -9,12 +9,12 @@ from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch.utils._pytree import tree_map
 
 from training.bilevel.algorithms.registry import METHODS
 from training.bilevel.problem import Tree
-from training.bilevel.studies.comparison import ByteCurve, bytes_ratio, run_method
+from training.bilevel.studies.comparison import ByteCurve, bytes_ratio, check_points, run_method, steps_within
 from training.bilevel.studies.problems_figure import draw
 from training.bilevel.studies.ready_problems import STUDIES
 from training.fashion_mnist import FOLDER
@@ -50,6 +50,12 @@ class ReadyProblemsConfig(JobConfig):
     def _available(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         check_names(value, STUDIES, "study")
         return value
+
+    @model_validator(mode="after")
+    def _enough_steps(self) -> ReadyProblemsConfig:
+        for study in self.studies:
+            check_points(self.points, self.evaluations, STUDIES[study].methods)
+        return self
 
 
 class ScoreCurve(TypedDict):
@@ -100,7 +106,7 @@ def _curve(
     seeds = [run.derive_seed(number, repeat) for repeat in repeats]
     tuning = TUNING_DRAW in repeats
     prepared = study.prepare(config.data, config.agents, seeds, study.steps.times(scale), tuning)
-    steps = max(config.points, config.evaluations // max(method.evaluations, 3))
+    steps = steps_within(method, config.evaluations)
     recorded_steps = [steps * point // config.points for point in range(config.points + 1)]
     scores: list[list[float]] = []
 

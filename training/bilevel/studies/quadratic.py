@@ -28,6 +28,7 @@ from training.bilevel.studies.quadratic_measurements import (
     decentralized,
     every_agent,
     mean_agent,
+    problem_seeds,
     topologies,
 )
 from training.intervals import band
@@ -67,6 +68,13 @@ class QuadraticConfig(JobConfig):
     def _square(cls, value: int) -> int:
         if value < 4 or round(value**0.5) ** 2 != value:
             raise ValueError(f"a square torus needs 4, 9, 16, ... agents, not {value}")
+        return value
+
+    @field_validator("sizes")
+    @classmethod
+    def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or min(value) < 1:
+            raise ValueError(f"one or more numbers of agents, each 1 or more, not {list(value)}")
         return value
 
     @field_validator("compressed_noises")
@@ -117,7 +125,7 @@ def _pairs(config: QuadraticConfig, run: Run) -> PairStudy:
         run.metrics({"study": "pairs", "seed": seed, "error": ends}, f"pairs, seed {seed}: {_worst(ends)}")
         return errors.tolist()
 
-    seeds = range(config.seed, config.seed + config.repeats)
+    seeds = problem_seeds(config.seed, config.repeats)
     errors = [run.step(f"pairs-{seed}", partial(errors_of, seed)) for seed in seeds]
     return {"names": PAIRS, "every": 10, "errors": errors}
 
@@ -128,8 +136,8 @@ def _topologies(config: QuadraticConfig, run: Run) -> TopologyStudy:
     def errors_of(level: str, name: str) -> list[list[list[float]]]:
         W = topologies(config.agents)[name]
         problems = [
-            quadratic.draw(config.agents, x_size=3, y_size=4, heterogeneity=LEVELS[level], seed=config.seed + repeat)
-            for repeat in range(config.repeats)
+            quadratic.draw(config.agents, x_size=3, y_size=4, heterogeneity=LEVELS[level], seed=seed)
+            for seed in problem_seeds(config.seed, config.repeats)
         ]
         errors = decentralized(
             TOPOLOGY_PAIRS,
@@ -168,8 +176,8 @@ def _speedup(config: QuadraticConfig, run: Run) -> SpeedupStudy:
 
     def scaled_errors(n: int) -> list[list[float]]:
         problems = [
-            quadratic.draw(n, x_size=3, y_size=4, heterogeneity=1.0, seed=config.seed + repeat)
-            for repeat in range(config.speedup_repeats)
+            quadratic.draw(n, x_size=3, y_size=4, heterogeneity=1.0, seed=seed)
+            for seed in problem_seeds(config.seed, config.speedup_repeats)
         ]
         a = config.alpha
         errors = decentralized(
@@ -216,7 +224,7 @@ def _compressed(config: QuadraticConfig, run: Run) -> CompressedStudy:
         run.metrics(row, f"{name}, noise {noise:g}, seed {seed}: ‖∇Φ‖² {floor:.2g}")
         return measured
 
-    seeds = range(config.seed, config.seed + config.repeats)
+    seeds = problem_seeds(config.seed, config.repeats)
     runs = {
         str(noise): {
             name: [run.step(f"compressed-{noise:g}-{i}-{seed}", partial(run_of, name, noise, seed)) for seed in seeds]

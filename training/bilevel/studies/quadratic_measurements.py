@@ -136,6 +136,12 @@ def compressed(
     }
 
 
+def problem_seeds(seed: int, repeats: int) -> range:
+    """Seeds of the random problems of a run: those of runs with other seeds are others, up to a million problems."""
+    first = seed * 10**6
+    return range(first, first + repeats)
+
+
 def topologies(agents: int) -> dict[str, torch.Tensor]:
     """The topologies of the paper's synthetic experiment. ``agents``: a square.
 

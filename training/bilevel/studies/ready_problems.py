@@ -81,7 +81,10 @@ STATES, FEATURES, REWARD_NOISE = 20, 5, 0.2
 
 
 def policy(data: Path, agents: int, seeds: Sequence[int], steps: StepSizes, tuning: bool) -> Prepared:
-    """Rewards have noise at each step. Score: mean_i ‖x_i - x*‖² over ‖x*‖², also for tuning."""
+    """Rewards have noise at each step. Score: mean_i ‖x_i - x*‖² over ‖x*‖², also for tuning.
+
+    The problem of a run and its noise come from the same seed: the noise of the first batch depends on the problem.
+    """
     W = topology.ring(agents, 0.5).double()
     observations = [policy_evaluation.draw(agents, states=STATES, size=FEATURES, seed=seed) for seed in seeds]
     solutions = [policy_evaluation.solution(observed) for observed in observations]
@@ -135,7 +138,10 @@ def _shared(data: Path, agents: int, seeds: Sequence[int], tuning: bool) -> tupl
 
 
 def representation(data: Path, agents: int, seeds: Sequence[int], steps: StepSizes, tuning: bool) -> Prepared:
-    """Score: accuracy of the server's features and head."""
+    """Score: accuracy of the server's features and head.
+
+    The start of a run and its batches come from the same seed: the first indices depend on the start.
+    """
     draw_batch, scored = _shared(data, agents, seeds, tuning)
     starts = [
         hyper_representation.start(scored.inputs.shape[-1], HIDDEN, CLASSES, torch.Generator().manual_seed(seed))
@@ -173,7 +179,11 @@ TRAINING_CLASSES, CLASSES_PER_AGENT = 7, 4  # the other three classes are for th
 
 def meta(data: Path, agents: int, seeds: Sequence[int], steps: StepSizes, tuning: bool) -> Prepared:
     """Tasks of four classes per agent. Score: accuracy on tasks of three classes that no agent has, with heads fitted
-    to five examples per class."""
+    to five examples per class.
+
+    Each agent draws its tasks, with labels in random order, and all agents share one set of heads (``few_shot``):
+    head j is fitted to task j of every agent, which are different tasks. Features are learnt for heads that suit none.
+    """
     train, scored = (Rows(*images) for images in _images(data, tuning))
     per_run, setups, scores = [], [], []
     for seed in seeds:

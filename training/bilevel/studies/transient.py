@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache, partial
+from typing import TypeVar
 
 import torch
 from pydantic import Field, field_validator
@@ -14,7 +15,7 @@ from training.bilevel.algorithms.sparkle import Sparkle, Strategy
 from training.bilevel.problems import quadratic
 from training.bilevel.problems.quadratic import PROBLEM, Quadratic
 from training.bilevel.studies.moments import SquaredGradients, moments, recursion, squared_gradients
-from training.bilevel.studies.quadratic_measurements import D_SOBA, strategies
+from training.bilevel.studies.quadratic_measurements import D_SOBA, problem_seeds, strategies
 from training.bilevel.studies.transient_figure import draw
 from training.bilevel.studies.transient_slopes import Lengths, slopes
 from training.json_values import JsonObject
@@ -26,6 +27,7 @@ LEVELS = ("lower", "upper")  # y and z; x
 LONGEST_RATIO = 2.0  # of the error to that of agents that average exactly, at the end of a transient
 THETA = 0.2
 COARSE = 4  # powers of two between the horizons that are tried first
+Row = TypeVar("Row")
 
 
 class TransientConfig(JobConfig):
@@ -86,8 +88,7 @@ def _gaps(config: TransientConfig, run: Run) -> dict[str, dict[str, list[Lengths
         )
         return rows
 
-    repeats = range(config.repeats)
-    rows = {m: [run.step(f"gaps-{m}-{repeat}", partial(lengths_of, m, repeat)) for repeat in repeats] for m in METHODS}
+    rows = {method: _by_repeat(config, run, "gaps", method, lengths_of) for method in METHODS}
     return {measure: {m: [row[measure] for row in rows[m]] for m in METHODS} for measure in MEASURES}
 
 
@@ -105,8 +106,7 @@ def _sizes(config: TransientConfig, run: Run) -> dict[str, list[Lengths]]:
         )
         return row
 
-    repeats = range(config.repeats)
-    return {m: [run.step(f"sizes-{m}-{repeat}", partial(lengths_of, m, repeat)) for repeat in repeats] for m in METHODS}
+    return {method: _by_repeat(config, run, "sizes", method, lengths_of) for method in METHODS}
 
 
 def _levels(config: TransientConfig, run: Run) -> dict[str, dict[str, list[Lengths]]]:
@@ -120,11 +120,18 @@ def _levels(config: TransientConfig, run: Run) -> dict[str, dict[str, list[Lengt
 
     return {
         level: {
-            m: [run.step(f"levels-{level}-{m}-{r}", partial(lengths_of, level, m, r)) for r in range(config.repeats)]
-            for m in METHODS
+            method: _by_repeat(config, run, f"levels-{level}", method, partial(lengths_of, level)) for method in METHODS
         }
         for level in LEVELS
     }
+
+
+def _by_repeat(
+    config: TransientConfig, run: Run, study: str, method: str, compute: Callable[[str, int], Row]
+) -> list[Row]:
+    """``compute`` of the method and each repeat, as steps of the run."""
+    prefix = f"{study}-{method}".replace("/", "-")
+    return [run.step(f"{prefix}-{repeat}", partial(compute, method, repeat)) for repeat in range(config.repeats)]
 
 
 class _Ratios:
@@ -133,7 +140,11 @@ class _Ratios:
     def __init__(self, config: TransientConfig, agents: int, repeat: int) -> None:
         self.config = config
         self.problem = quadratic.draw(
-            agents, x_size=2, y_size=2, heterogeneity=config.heterogeneity, seed=config.seed + repeat
+            agents,
+            x_size=2,
+            y_size=2,
+            heterogeneity=config.heterogeneity,
+            seed=problem_seeds(config.seed, config.repeats)[repeat],
         )
         self._errors = cache(self._compute)
 

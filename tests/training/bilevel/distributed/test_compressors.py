@@ -145,3 +145,8 @@ def test_natural_compression_reaches_the_ends_of_its_floats() -> None:
 def test_no_round_is_one_line() -> None:
     with pytest.raises(ValueError, match=r"^rounds: must be at least 1, not 0$"):
         MultiStep(RandK(4), 0)
+
+
+def test_no_level_is_one_line() -> None:
+    with pytest.raises(ValueError, match=r"^levels: must be at least 1, not 0$"):
+        QSGD(0)

@@ -95,6 +95,10 @@ def test_ef_soba_is_the_same_on_fewer_bytes(tmp_path: Path) -> None:
     [
         ("lower=GT", "no strategy GT: take one of ED, EXTRA, ATC-GT, semi-ATC-GT, non-ATC-GT"),
         ("steps=0", "steps: Input should be greater than or equal to 1"),
+        ("k=0", "k: Input should be greater than or equal to 1"),
+        ("x_size=-1", "x_size: Input should be greater than or equal to 1"),
+        ("y_size=0", "y_size: Input should be greater than or equal to 1"),
+        ("--help", "--help: give settings as key=value, such as steps=1000"),
         ("agents=2", "2 agents cannot fill 3 processes; start at most one per agent"),
     ],
 )
@@ -155,6 +159,15 @@ def test_a_refused_config_leaves_the_folder_to_a_corrected_one(
     assert main([*arguments, "k=2"]) == 0
     assert main([*arguments, "k=1"]) == 2
     assert capsys.readouterr().err == f"Error: {tmp_path / 'run'} holds another run; choose another folder\n"
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(
+    single: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main([f"out={tmp_path}/file/run", "steps=20"]) == 2
+    error = capsys.readouterr().err
+    assert error == f"Error: out: [Errno 20] Not a directory: '{tmp_path}/file/run'; choose a folder to write to\n"
 
 
 def test_more_steps_extend_a_run_and_fewer_are_refused(

@@ -69,6 +69,13 @@ def test_each_method_uses_its_best_scale_of_the_step_sizes(folder: Path, tmp_pat
     assert job.execute(halved, tmp_path / "halved")["curves"]["0.2"]["ED"] == {**tuned, "scale": 1.0}
 
 
+def test_a_scale_is_chosen_where_no_label_is_wrong(folder: Path, tmp_path: Path) -> None:
+    """There x cannot be judged as a detector of wrong labels."""
+    config = tiny(folder, methods=["ED"], scales=[1e12, 0.5], corruptions=[0.0])
+    curve = replace(JOB, draw=None).execute(config, tmp_path)["curves"]["0"]["ED"]
+    assert curve["scale"] == 0.5 and curve["finite"] == [True, True]
+
+
 def test_bytes_are_compared_at_the_best_accuracy_that_both_reach() -> None:
     dense = {"bytes": [100.0, 200.0, 300.0], "accuracy": [[0.4, 0.6], [0.6, 0.8], [0.8, 0.8]]}
     lossy = {"bytes": [10.0, 20.0], "accuracy": [[0.5, 0.5], [0.6, 0.6]]}
@@ -79,6 +86,11 @@ def test_bytes_are_compared_at_the_best_accuracy_that_both_reach() -> None:
 def test_what_is_refused_is_one_line(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="no method SGD; there are MA-DSBO-GT, MDBO"):
         JOB.execute(tiny(folder, methods=["SGD"]), tmp_path / "a")
+    for shares, message in (([10, 20], "distinct shares from 0 to 1, not"), ([0.2, 0.2], "distinct shares")):
+        with pytest.raises(ValidationError, match=message):
+            JOB.execute(tiny(folder, corruptions=shares), tmp_path / "a")
+    with pytest.raises(ValidationError, match="MA-DSBO-GT takes 4 steps within 60 evaluations, fewer than 10 points"):
+        JOB.execute(tiny(folder, points=10), tmp_path / "a")
     with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz is missing.*apt install dataset-fashion"):
         JOB.execute(tiny(tmp_path), tmp_path / "b")
     with pytest.raises(ValueError, match="pool: must divide the images' side of 28 pixels, unlike 3"):

@@ -45,6 +45,14 @@ def test_a_study_that_is_not_known_is_named(folder: Path, tmp_path: Path) -> Non
         JOB.execute(tiny(folder, studies=["knapsack"]), tmp_path)
 
 
+def test_a_method_that_takes_fewer_steps_than_points_is_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValidationError, match="points: MA-DSBO-GT takes 4 steps within 60 evaluations, fewer than 6 points"
+    ):
+        JOB.execute(tiny(folder, studies=["policy"], points=6), tmp_path)
+    assert JOB.Config(studies=("meta",), evaluations=60, points=6)
+
+
 def write_images(folder: Path, parts: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> Path:
     folder.mkdir()
     for stem, (images, labels) in parts.items():

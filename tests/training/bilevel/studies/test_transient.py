@@ -16,7 +16,16 @@ from training.bilevel.algorithms.sparkle import Sparkle
 from training.bilevel.problems import quadratic
 from training.bilevel.studies.moments import moments, recursion, squared_gradients
 from training.bilevel.studies.quadratic_measurements import D_SOBA, decentralized, strategies
-from training.bilevel.studies.transient import JOB, METHODS, THETA, mixing, transient, tuned
+from training.bilevel.studies.transient import (
+    JOB,
+    METHODS,
+    THETA,
+    TransientConfig,
+    _Ratios,
+    mixing,
+    transient,
+    tuned,
+)
 from training.bilevel.studies.transient_slopes import slopes
 from training.bilevel.topology import spectral_gap
 from training.run import Cancelled
@@ -127,14 +136,25 @@ def test_slopes_over_the_gap_are_of_the_smallest_with_a_length() -> None:
     assert fitted["gap of the lower level"] == fitted["gap, every_agent"]
 
 
+def test_runs_of_neighbouring_seeds_share_no_problem() -> None:
+    drawn = {
+        tuple(_Ratios(TransientConfig(seed=seed), 2, repeat).problem.e.flatten().tolist())
+        for seed in (0, 1)
+        for repeat in range(3)
+    }
+    assert len(drawn) == 6
+
+
 @pytest.mark.slow(60)
 def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     uninterrupted = JOB.execute(TINY, tmp_path / "uninterrupted")
-    stop = iter([False] * 15 + [True])
+    stop = iter([False] * 8 + [True])  # after the steps of a method with a "/" in its name
     with pytest.raises(Cancelled):
         JOB.execute(TINY, tmp_path / "broken", should_stop=lambda: next(stop))
     resumed = JOB.execute(TINY, tmp_path / "broken")
     assert {**resumed, "versions": None} == {**uninterrupted, "versions": None}
+    rows = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("uninterrupted", "broken")]
+    assert rows[0] == rows[1]
     assert (tmp_path / "uninterrupted" / "figures" / "transient.png").stat().st_size > 10_000
     json.dumps(uninterrupted)
 
