@@ -6,12 +6,13 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from gymnasium import spaces
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
-from rl_suite.bcq import OfflineAgent, OfflineConfig
+from rl_suite.bcq import OfflineAgent, OfflineConfig, Threshold
 from rl_suite.dose_sim import GAMMA, HORIZON, LEVELS, arrival_rewards, clinicians, dose_mdp, severities
 from rl_suite.mdp import MDP, expected_return, greedy, optimal_q
 from rl_suite.offline import collect
@@ -28,8 +29,10 @@ LEARNERS = {
 class DoseConfig(JobConfig):
     """MDPs of two drugs, and learners from logs of the clinicians."""
 
-    sizes: tuple[int, ...] = Field((5, 9, 14), min_length=1, description="n: the doses of each of two drugs.")
-    interactions: tuple[float, ...] = Field(
+    sizes: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+        (5, 9, 14), min_length=1, description="n: the doses of each of two drugs."
+    )
+    interactions: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
         (0.0, 0.5), min_length=1, description="Strengths of the drugs' interaction, as in dose_mdp."
     )
     datasets: int = Field(10, ge=2, description="Logs of the clinicians' episodes, the same for every learner.")
@@ -40,10 +43,12 @@ class DoseConfig(JobConfig):
         "each n and interaction.",
     )
     episodes: int = Field(300, ge=1, description="Episodes of a log.")
-    thresholds: tuple[float, ...] = Field(
+    thresholds: tuple[Threshold, ...] = Field(
         (0.1, 0.3, 0.6), min_length=1, description="τ to choose from: an action is allowed where π_b(a|s) > τ max π_b."
     )
-    updates: tuple[int, ...] = Field((100, 200, 400), min_length=1, description="Numbers of updates to choose from.")
+    updates: tuple[PositiveInt, ...] = Field(
+        (100, 200, 400), min_length=1, description="Numbers of updates to choose from."
+    )
     polyak: float = Field(0.02, gt=0, le=1, description="Share by which the target network moves in an update.")
 
 

@@ -13,13 +13,13 @@ import numpy as np
 from gymnasium import spaces
 from pydantic import Field
 
-from rl_suite.bcq import THRESHOLDS, OfflineAgent, OfflineConfig
+from rl_suite.bcq import THRESHOLDS, OfflineAgent, OfflineConfig, Threshold
 from rl_suite.mdp import MDP, expected_return, greedy, icu_sepsis, optimal_q, uniform
 from rl_suite.offline import Episodes, collect, pareto
 from rl_suite.ope import fqe, soften, wis
 from rl_suite.projection import bias
 from rl_suite.sepsis_sim import HORIZON, arrival_rewards, sepsis_mdp, variables
-from rl_suite.stats import Result, student
+from rl_suite.stats import Estimate, Result, student, verdict
 from training.run import Job, JobConfig, Run
 
 NATURAL = ((0, 2), (1,))  # of the simulator: antibiotics and vasopressors meet in the blood pressure
@@ -38,7 +38,7 @@ class SepsisConfig(JobConfig):
 
     datasets: int = Field(5, ge=1, description="Independent datasets and networks.")
     episodes: int = Field(1000, ge=1, description="Episodes in each of a dataset's three parts.")
-    thresholds: tuple[float, ...] = Field(
+    thresholds: tuple[Threshold, ...] = Field(
         THRESHOLDS,
         min_length=1,
         description="τ, one policy for each: an action is allowed where π_b(a|s) > τ max π_b.",
@@ -185,14 +185,13 @@ def _summary(dataset_rows: list[list[Result]], min_ess: float) -> Result:
     differences, verdicts = {}, []
     for x, y in combinations(learners, 2):
         gaps = [a["true"] - b["true"] for a, b in zip(selected[x], selected[y], strict=True)]
-        gap = differences[f"{x} less {y}"] = _interval(gaps)
-        low, high = gap["low"], gap["high"]
-        verdict = "within noise" if low <= 0 <= high else f"{x if low > 0 else y} is better"
-        verdicts.append(f"{x} less {y}: {gap['value']:+.4f} [{low:+.4f}, {high:+.4f}], {verdict}")
+        differences[f"{x} less {y}"] = _interval(gaps)
+        gap = Estimate(**differences[f"{x} less {y}"])
+        verdicts.append(f"{x} less {y}: {verdict(gap, x, y, len(gaps), '+.4f')}")
     return {"selected": table, "differences": differences, "verdicts": verdicts}
 
 
-def _interval(scores: list[float]) -> dict[str, float]:
+def _interval(scores: list[float]) -> Result:
     return student(np.array(scores)[:, None]).plain()
 
 

@@ -11,137 +11,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from rl_suite.backdoor import backdoor_weights
 from rl_suite.callbacks import EpisodeStatistics
 from rl_suite.factors import block_sizes, check_blocks, sizes_of
+from rl_suite.networks import AgentConfig, QNet, WorldModel
 from rl_suite.replay import Replay, Sample
 
-Mixer = Literal["mean", "weighted", "mlp"]
 Callback = Callable[["Agent"], bool | None]
 """Called after each step of the environments; learning ends where it returns False."""
-
-
-@dataclass(frozen=True)
-class AgentConfig:
-    """``blocks``: a partition of the factors, by default each alone; ``projected``: weight of each projected loss;
-    ``model``: these losses have transitions of a learned model too. ValueError for a model without them.
-
-    One update of ``batch`` every ``train_every`` environment steps after ``start``; the target network is copied every
-    ``target_every`` updates. Each block explores on its own: with probability ε, falling to ``epsilon`` over
-    ``explore`` steps, it draws an action and holds it for 1 to ``hold`` steps (temporally extended ε-greedy, Dabney et
-    al. 2021; 1: plain ε-greedy). ε is the share of steps spent on explored actions.
-    """
-
-    blocks: tuple[tuple[int, ...], ...] | None = None
-    mixer: Mixer = "mean"
-    projected: float = 0.0
-    model: bool = False
-    n_step: int = 3
-    double: bool = True
-    gamma: float = 0.99
-    width: int = 128
-    lr: float = 5e-4
-    batch: int = 128
-    train_every: int = 8
-    target_every: int = 100
-    replay: int = 100_000
-    start: int = 1000
-    explore: int = 5000
-    epsilon: float = 0.1
-    hold: int = 1
-    envs: int = 16
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.model and not self.projected:
-            raise ValueError("a model serves the projected losses alone: give projected a weight above 0, or no model")
-
-
-class QNet(nn.Module):
-    """Observations [N, D] to heads [N, B, M], padded with −∞, and their mixture."""
-
-    def __init__(self, inputs: int, widths: tuple[int, ...], config: AgentConfig) -> None:
-        super().__init__()
-        w, self.B, self.M, self.mixer = config.width, len(widths), max(widths), config.mixer
-        self.trunk = nn.Sequential(nn.Linear(inputs, w), nn.LayerNorm(w), nn.ReLU(), nn.Linear(w, w), nn.ReLU())
-        self.heads = nn.Linear(w, self.B * self.M)
-        padding = torch.zeros(self.B, self.M)
-        for b, width in enumerate(widths):
-            padding[b, width:] = -torch.inf
-        self.register_buffer("padding", padding)
-        self.padded = bool((padding < 0).any())
-        if self.mixer != "mean":
-            self.value = nn.Linear(w, 1)
-            self.weights = nn.Parameter(torch.zeros(self.B))
-        if self.mixer == "mlp":
-            self.up, self.down = nn.Parameter(torch.randn(self.B, 32) / 8), nn.Parameter(torch.randn(32, 1) / 32)
-            self.shift = nn.Parameter(torch.zeros(32))
-        if config.projected:
-            self.imitation = nn.Linear(w, self.B * self.M)
-
-    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Heads [N, B, M], and the trunk's features, an argument of ``mix``."""
-        h = self.trunk(observations)
-        heads = self.heads(h).view(-1, self.B, self.M)
-        return (heads + self.padding if self.padded else heads), h  # type: ignore[operator]
-
-    def log_imitation(self, h: Tensor, block_actions: Tensor) -> Tensor:
-        """[N, B]: log q_b(a_b|s) of a policy with independent blocks, fitted to the replay; h gets no gradient."""
-        logits = self.imitation(h.detach()).view(-1, self.B, self.M) + self.padding
-        return logits.log_softmax(dim=2).gather(2, block_actions[:, :, None])[:, :, 0]
-
-    def mix(self, parts: Tensor, h: Tensor) -> Tensor:
-        """F(Q_1, …, Q_B; s) [N] of [N, B], increasing in each part: the heads' greedy actions are jointly greedy.
-
-        "mean" is DecQN's. "weighted" has positive weights, at first 1/B, and a value of the state. "mlp" adds a network
-        with positive weights (as QMIX, Rashid et al. 2018), the same in every state.
-        """
-        if self.mixer == "mean":
-            return parts.mean(dim=1)
-        mixed = (parts * self.weights.exp()).sum(dim=1) / self.B + self.value(h)[:, 0]
-        if self.mixer == "mlp":
-            mixed = mixed + (F.elu(parts @ self.up.abs() + self.shift) @ self.down.abs())[:, 0]
-        return mixed
-
-
-class WorldModel(nn.Module):
-    """(s, a) to the scaled change of s, the reward, and the logit of termination (reconstruction)."""
-
-    def __init__(self, inputs: int, factors: int, width: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(inputs + factors, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
-        self.out = nn.Linear(width, inputs + 2)
-        self.register_buffer("scale", torch.ones(inputs))
-
-    def forward(self, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        change, r, end = self.out(self.net(torch.cat([s, a], dim=1))).split((s.shape[1], 1, 1), dim=1)
-        return change, r[:, 0], end[:, 0]
-
-    def loss(self, s: Tensor, a: Tensor, r: Tensor, next_obs: Tensor, ended: Tensor) -> Tensor:
-        change = next_obs - s
-        self.scale.lerp_(change.std(dim=0) + 1e-6, 0.02)  # type: ignore[operator]
-        predicted, reward, end = self(s, a)
-        ends = F.binary_cross_entropy_with_logits(end, ended)
-        return F.mse_loss(predicted, change / self.scale) + F.mse_loss(reward, r) + ends  # type: ignore[operator]
+SPACES = {
+    "sizes": "an action space whose factors have sizes",
+    "inputs": "an observation space whose number of inputs is",
+    "envs": "environments whose number is",
+}
+"""What has to be the same where a saved agent goes on: keys of ``_check_spaces``, in words."""
 
 
 class Agent:
     """``env``: a function that makes one environment (``config.envs`` of it are run), or a VectorEnv of many.
 
-    Raises ValueError for a Box action space, blocks that are no partition, a VectorEnv that does not reset itself
-    within the step that ends an episode.
+    Raises ValueError for a Box action space, an observation space of several parts, blocks that are no partition, a
+    VectorEnv that does not reset itself within the step that ends an episode.
     """
 
     def __init__(self, env: Callable[[], gym.Env] | gym.vector.VectorEnv, config: AgentConfig) -> None:
@@ -149,12 +51,12 @@ class Agent:
         self.envs = env if isinstance(env, gym.vector.VectorEnv) else _vectorise(env, config.envs)
         if self.envs.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
             raise ValueError("the vector environment must give final_obs: make it with AutoresetMode.SAME_STEP")
-        self.sizes = sizes_of(self.envs.single_action_space)
+        self._spaces = _check_spaces(self.envs)
+        self.sizes, inputs = tuple(self._spaces["sizes"]), self._spaces["inputs"]
         self._discrete = isinstance(self.envs.single_action_space, spaces.Discrete)
         self.blocks = check_blocks(config.blocks, len(self.sizes))
         self.widths = block_sizes(self.sizes, self.blocks)
         self.generator = torch.Generator().manual_seed(config.seed)
-        inputs = spaces.flatdim(self.envs.single_observation_space)
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.net, self.target = (QNet(inputs, self.widths, config) for _ in range(2))
@@ -172,6 +74,7 @@ class Agent:
         self._obs: Tensor | None = None
         self._explored_actions = torch.zeros(self.envs.num_envs, len(self.blocks), dtype=torch.long)
         self._remaining_hold = torch.zeros_like(self._explored_actions)  # steps left to hold each of them
+        self._hold_epsilon = torch.ones(self._explored_actions.shape)  # ε when each of them was drawn
 
     @property
     def epsilon(self) -> float:
@@ -201,7 +104,9 @@ class Agent:
         """
         c = self.config
         if self._obs is None:
-            self._obs = self._flat(self.envs.reset(seed=c.seed)[0])
+            # A loaded agent's new episodes are not those that it began with.
+            seed = int(torch.randint(2**31, (1,), generator=self.generator)) if self.steps else c.seed
+            self._obs = self._flat(self.envs.reset(seed=seed)[0])
         end = self.steps + steps
         while self.steps < end:
             block_actions, propensity = self._explore(self._obs)
@@ -236,31 +141,37 @@ class Agent:
         saved: dict[str, Any] = {name: module.state_dict() for name, module in self._modules.items()}
         saved |= {"config": asdict(self.config), "generator": self.generator.get_state(), "obs": self._obs}
         saved |= {"steps": self.steps, "updates": self.updates, "replay": self.replay.state_dict()}
-        saved |= {"held": self._explored_actions, "left": self._remaining_hold}
+        saved |= {"held": self._explored_actions, "left": self._remaining_hold, "held_epsilon": self._hold_epsilon}
+        saved["spaces"] = self._spaces
         if hasattr(self.envs, "state_dict"):
             saved["envs"] = self.envs.state_dict()
         torch.save(saved, path)
 
     @classmethod
     def load(cls, path: Path, env: Callable[[], gym.Env] | gym.vector.VectorEnv) -> Agent:
-        """Raises ValueError where the saved agent is of other spaces than the environment, or of an earlier version."""
+        """Raises ValueError where the saved agent is of other spaces than the environment or another number of them, or
+        of an earlier version.
+        """
         saved = torch.load(path, weights_only=True)
-        agent = cls(env, AgentConfig(**saved["config"]))
-        try:
-            agent.replay.load_state_dict(saved["replay"])
-            for name, module in agent._modules.items():
-                module.load_state_dict(saved[name])
-        except RuntimeError as error:
-            raise ValueError(
-                f"{path} was learnt on other observation or action spaces than this environment's"
-            ) from error
+        if "spaces" not in saved:
+            raise ValueError(f"an earlier version saved {path}: train again")
+        config = AgentConfig(**saved["config"])
+        envs = env if isinstance(env, gym.vector.VectorEnv) else _vectorise(env, config.envs)
+        given = _check_spaces(envs)
+        for key, meaning in SPACES.items():
+            if given[key] != saved["spaces"][key]:
+                raise ValueError(f"{path} was learnt on {meaning} {saved['spaces'][key]}, not {given[key]}")
+        agent = cls(envs, config)
+        agent.replay.load_state_dict(saved["replay"])
+        for name, module in agent._modules.items():
+            module.load_state_dict(saved[name])
         agent.generator.set_state(saved["generator"])
         agent.steps, agent.updates = saved["steps"], saved["updates"]
-        if "envs" in saved and saved["obs"] is not None:
+        if "envs" in saved and saved["obs"] is not None and hasattr(agent.envs, "load_state_dict"):
             agent.envs.reset(seed=0)
-            agent.envs.load_state_dict(saved["envs"])  # type: ignore[attr-defined]
-            agent._obs, agent._explored_actions, agent._remaining_hold = (
-                saved[name] for name in ("obs", "held", "left")
+            agent.envs.load_state_dict(saved["envs"])
+            agent._obs, agent._explored_actions, agent._remaining_hold, agent._hold_epsilon = (
+                saved[name] for name in ("obs", "held", "left", "held_epsilon")
             )
         else:
             agent.replay.cut_newest()
@@ -271,7 +182,7 @@ class Agent:
         """Block actions [E, B], each random with probability ε, independently, else greedy; and their propensities.
 
         A propensity, ε/|A_b| and 1 − ε more for the greedy action, is the mean over the exploration's draws: it
-        ignores that s shows which action is held.
+        ignores that s shows which action is held. For a held action, ε is that of the step at which it was drawn.
         """
         c, shape = self.config, self._explored_actions.shape
         epsilon = self.epsilon
@@ -282,10 +193,12 @@ class Agent:
         hold_steps = torch.randint(1, c.hold + 1, shape, generator=self.generator)
         self._explored_actions = torch.where(begins, random_actions, self._explored_actions)
         self._remaining_hold = torch.where(begins, hold_steps, self._remaining_hold)
-        greedy = self.net(obs)[0].argmax(dim=2)
-        block_actions = torch.where(self._remaining_hold > 0, self._explored_actions, greedy)
+        self._hold_epsilon = torch.where(begins, epsilon, self._hold_epsilon)
+        greedy, held = self.net(obs)[0].argmax(dim=2), self._remaining_hold > 0
+        block_actions = torch.where(held, self._explored_actions, greedy)
         self._remaining_hold = (self._remaining_hold - 1).clamp(min=0)
-        return block_actions, epsilon / torch.tensor(self.widths) + (1 - epsilon) * (block_actions == greedy)
+        share = torch.where(held, self._hold_epsilon, epsilon)
+        return block_actions, share / torch.tensor(self.widths) + (1 - share) * (block_actions == greedy)
 
     def _actions(self, block_actions: Tensor) -> np.ndarray:
         """Factor actions [N, K] of block actions [N, B]; [N] for a Discrete space."""
@@ -372,6 +285,18 @@ class Agent:
         return torch.as_tensor(
             np.stack([np.asarray(spaces.flatten(space, observation)) for observation in observations])
         ).float()
+
+
+def _check_spaces(envs: gym.vector.VectorEnv) -> dict[str, Any]:
+    """``SPACES`` of an environment. Raises ValueError for spaces that these agents do not take."""
+    observations = envs.single_observation_space
+    if not isinstance(observations, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        raise ValueError(
+            f"{type(observations).__name__} observation space: these agents need one vector; wrap the environment in"
+            " gymnasium.wrappers.FlattenObservation"
+        )
+    sizes = list(sizes_of(envs.single_action_space))
+    return {"sizes": sizes, "inputs": spaces.flatdim(observations), "envs": envs.num_envs}
 
 
 def _vectorise(make: Callable[[], gym.Env], count: int) -> gym.vector.VectorEnv:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 LIMIT = 10.0  # of a weight; a larger one would rule the gradient of its batch
@@ -17,4 +18,5 @@ def backdoor_weights(log_reference: Tensor, log_propensity: Tensor) -> Tensor:
     alone. Source: Pearl's back-door adjustment by inverse propensities; a reconstruction for arXiv:2504.21326.
     """
     log_ratio = log_reference - log_propensity
-    return (log_ratio.sum(dim=1, keepdim=True) - log_ratio).exp().clamp(max=LIMIT)
+    this_block = torch.eye(log_ratio.shape[1], dtype=torch.bool)
+    return log_ratio[:, None, :].masked_fill(this_block, 0).sum(dim=2).exp().clamp(max=LIMIT)

@@ -8,13 +8,15 @@ reconstruction.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +25,7 @@ from rl_suite.factors import block_actions, block_sizes, check_blocks, sizes_of
 from rl_suite.offline import Episodes
 
 Kind = Literal["bc", "bcq", "bcqf", "ad-bcq"]
+Threshold = Annotated[float, Field(ge=0, lt=1)]
 THRESHOLDS = (0.0, 0.01, 0.05, 0.1, 0.3, 0.5, 0.75, 0.9999)
 
 
@@ -31,21 +34,22 @@ class OfflineConfig:
     """``thresholds``: an action is allowed where π_b(a|s) > τ max π_b; a policy is learnt for each of them.
 
     ``blocks``: the partition of the factors (default: each alone); ``projected``: the weight of the projected losses.
+    Raises ValueError (pydantic's) for an unknown kind or mixer, and for values out of range.
     """
 
     kind: Kind = "ad-bcq"
-    thresholds: tuple[float, ...] = THRESHOLDS
+    thresholds: Annotated[tuple[Threshold, ...], Field(min_length=1)] = THRESHOLDS
     blocks: tuple[tuple[int, ...], ...] | None = None
     mixer: Literal["mean", "weighted"] = "weighted"
-    projected: float = 1.0
-    gamma: float = 0.99
-    width: int = 64
-    updates: int = 2000
-    batch: int = 256
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    polyak: float = 0.005
-    logits: float = 1e-2
+    projected: NonNegativeFloat = 1.0
+    gamma: Annotated[float, Field(ge=0, le=1)] = 0.99
+    width: PositiveInt = 64
+    updates: NonNegativeInt = 2000
+    batch: PositiveInt = 256
+    lr: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 1e-4
+    polyak: Annotated[float, Field(gt=0, le=1)] = 0.005
+    logits: NonNegativeFloat = 1e-2
     seed: int = 0
 
 

@@ -87,10 +87,10 @@ POINT_MASSES = {"point_mass-easy": None, "point_mass-dense": DENSE_MARGIN}
 class PointMasses(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """``count`` copies of dm_control's point_mass-easy on MuJoCo directly, actions in bins.
 
-    Physics, rewards and time limit are bit-identical to dm_control's, without its Python overhead per step. Reports
-    ``final_obs`` in infos (autoreset in the same step). ``state_dict`` holds the complete state for resumption.
-    ``margin``: the distance beyond the target, in metres, at which the reward has fallen to 0.1; dm_control's is the
-    target's radius, a sparse reward.
+    Physics and time limit are bit-identical to dm_control's and rewards equal to rounding, without its Python overhead
+    per step. Reports ``final_obs`` in infos (autoreset in the same step). ``state_dict`` holds the complete state for
+    resumption. ``margin``: the distance beyond the target, in metres, at which the reward has fallen to 0.1;
+    dm_control's is the target's radius, a sparse reward.
     """
 
     metadata: Info = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012

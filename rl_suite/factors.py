@@ -11,7 +11,7 @@ Blocks = tuple[tuple[int, ...], ...]
 
 
 def sizes_of(space: object) -> tuple[int, ...]:
-    """(|A_1|, …, |A_K|) of a Gymnasium action space. Raises ValueError for one that is not discrete."""
+    """(|A_1|, …, |A_K|) of a Gymnasium action space. Raises ValueError for one not discrete, or not starting at 0."""
     from gymnasium import spaces
 
     if isinstance(space, spaces.MultiDiscrete):
@@ -19,6 +19,8 @@ def sizes_of(space: object) -> tuple[int, ...]:
             raise ValueError(f"{space}: the action space must be one-dimensional and start at 0")
         return tuple(int(size) for size in space.nvec)
     if isinstance(space, spaces.Discrete):
+        if space.start:
+            raise ValueError(f"{space}: actions must start at 0; shift them by gymnasium.wrappers.TransformAction")
         return (int(space.n),)
     raise ValueError(
         f"{type(space).__name__} action space: these agents need Discrete or MultiDiscrete;"

@@ -56,9 +56,19 @@ def optimal_q(mdp: MDP, tolerance: float = 1e-13, mask: np.ndarray | None = None
 
 
 def policy_value(mdp: MDP, policy: np.ndarray) -> np.ndarray:
-    """V^π [S] of π [S, A], exactly."""
+    """V^π [S] of π [S, A], exactly. Raises ValueError if γ is 1 and π may never reach a terminal state."""
     transitions = np.einsum("sa,sat->st", policy, mdp.P)
+    if mdp.gamma == 1 and not np.all(_ends(transitions, mdp.terminal)):
+        raise ValueError("γ is 1, and a policy to be evaluated may never end: give the MDP a γ below 1")
     return np.linalg.solve(np.eye(len(mdp.R)) - mdp.gamma * transitions, (policy * mdp.R).sum(axis=1))
+
+
+def _ends(transitions: np.ndarray, terminal: np.ndarray) -> np.ndarray:
+    """[S] bool: the states from which a terminal one can be reached, under transitions [S, S]."""
+    reaching = terminal
+    while not np.array_equal(wider := reaching | (transitions @ reaching > 0), reaching):
+        reaching = wider
+    return reaching
 
 
 def expected_return(mdp: MDP, policy: np.ndarray) -> float:

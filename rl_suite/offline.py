@@ -20,7 +20,7 @@ class Episodes:
     """N transitions of some episodes, in order: states [N], joint actions [N], rewards [N], next states [N].
 
     ``ended`` [N]: the next state is terminal; ``last`` [N]: the episode's log stops here, ended or cut off;
-    ``propensity`` [N]: π_b(a|s). Raises ValueError for no transition, or one that π_b never takes.
+    ``propensity`` [N]: π_b(a|s). Raises ValueError for no transition, or a propensity that is no probability above 0.
     """
 
     states: np.ndarray
@@ -41,6 +41,9 @@ class Episodes:
                 f"the behaviour policy has no support for transition {n} (state {self.states[n]}, action"
                 f" {self.actions[n]}): its logged probability must be above 0; drop it or give the right policy"
             )
+        if self.propensity.max() > 1 + 1e-6:  # rounding apart
+            n = int(self.propensity.argmax())
+            raise ValueError(f"transition {n} has propensity {self.propensity[n]:g}: give probabilities, at most 1")
 
     @property
     def episode(self) -> np.ndarray:
@@ -82,6 +85,8 @@ def collect(
 def write_minari(data: Episodes, dataset_id: str, states: int) -> minari.MinariDataset:
     """Save as a Minari dataset: Discrete observations, MultiDiscrete actions, infos["propensity"].
 
+    As in a log of Minari's DataCollector, the first of an episode's infos is of its reset (1.0 here).
+
     Raises ValueError, of Minari, for an id that exists.
     """
     import minari
@@ -100,7 +105,7 @@ def write_minari(data: Episodes, dataset_id: str, states: int) -> minari.MinariD
                 rewards=data.rewards[part],  # type: ignore[arg-type]
                 terminations=data.ended[part],  # type: ignore[arg-type]
                 truncations=data.last[part] & ~data.ended[part],  # type: ignore[arg-type]
-                infos={"propensity": np.append(data.propensity[part], 1.0)},
+                infos={"propensity": np.append(1.0, data.propensity[part])},
             )
         )
     return minari.create_dataset_from_buffers(
@@ -115,12 +120,13 @@ def write_minari(data: Episodes, dataset_id: str, states: int) -> minari.MinariD
 def read_minari(dataset: minari.MinariDataset, behaviour: np.ndarray | None = None) -> Episodes:
     """Episodes of a Minari dataset with Discrete observations.
 
-    ``behaviour`` [S, A] gives propensities if the dataset has no infos["propensity"]. Raises ValueError for other
-    spaces, and if neither is available.
+    infos["propensity"] of an episode of T actions: T values, or T + 1 of which the first is of the reset (Minari's
+    DataCollector). ``behaviour`` [S, A] gives propensities if the dataset has none. Raises ValueError for other spaces,
+    if neither is available, and for the order in which earlier versions of ``write_minari`` wrote them.
     """
     from rl_suite.factors import sizes_of
 
-    sizes, parts = sizes_of(dataset.action_space), []
+    sizes, parts, ends = sizes_of(dataset.action_space), [], []
     if type(dataset.observation_space).__name__ != "Discrete":
         raise ValueError(
             f"{dataset.observation_space}: finite MDPs need Discrete observations; number the states first"
@@ -130,7 +136,10 @@ def read_minari(dataset: minari.MinariDataset, behaviour: np.ndarray | None = No
         a = np.ravel_multi_index(tuple(np.asarray(episode.actions, int).reshape(-1, len(sizes)).T), sizes)
         infos = episode.infos or {}
         if "propensity" in infos:
-            propensity = np.asarray(infos["propensity"], float)[: len(a)]
+            logged = np.asarray(infos["propensity"], float)
+            propensity = _of_actions(logged, len(a))
+            if len(logged) > len(a):
+                ends.append((logged[0], logged[-1]))
         elif behaviour is not None:
             propensity = behaviour[s[:-1], a]
         else:
@@ -139,8 +148,20 @@ def read_minari(dataset: minari.MinariDataset, behaviour: np.ndarray | None = No
         parts.append((s[:-1], a, np.asarray(episode.rewards, float), s[1:], episode.terminations, last, propensity))
     if not parts:
         raise ValueError("the dataset is empty: log at least one episode")
+    if ends and all(end == 1 for _, end in ends) and any(begin != 1 for begin, _ in ends):
+        raise ValueError(
+            'infos["propensity"] ends with 1 in each episode and does not begin with it, which is how an earlier'
+            " write_minari wrote it: write the dataset again"
+        )
     s, a, r, next_states, ended, last, propensity = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Episodes(s, a, r, next_states, ended, last, propensity, sizes)
+
+
+def _of_actions(propensities: np.ndarray, actions: int) -> np.ndarray:
+    """Those of an episode's actions: all, or all but the first, which is of the reset."""
+    if len(propensities) not in (actions, actions + 1):
+        raise ValueError(f"{len(propensities)} propensities of {actions} actions: one each, or one of the reset before")
+    return propensities[len(propensities) - actions :]
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:

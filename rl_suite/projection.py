@@ -9,7 +9,7 @@ best additive approximation under ρ.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -84,8 +84,7 @@ class Bias:
     q: float  # of Q*(s, ·)
     r2: float  # of the additive fit to Q*, within states
     optimal: float  # expected return of the optimal policy
-    # Expected return of the greedy policies of the additive fit, with ties broken for the worst and for the best.
-    decomposed: tuple[float, float]
+    decomposed: tuple[float, float]  # the least and the greatest expected return of its greedy policies, over all ties
     unbiased: bool
 
     def __str__(self) -> str:
@@ -104,7 +103,8 @@ def bias(
     """Whether ``blocks`` decompose ``mdp`` without bias, and the size of the bias.
 
     ``mask`` [S, A]: fit and act on these actions only. Additive R and P(·|s, ·) suffice; so do independent components
-    with an additive reward, whose P is *not* additive. The criterion is the additivity of Q*.
+    with an additive reward, whose P is *not* additive. The criterion is the additivity of Q*. Raises ValueError if γ is
+    1 and the search over the ties meets a policy that may never end.
     """
     parts = check_blocks(blocks, len(mdp.sizes))
     q = optimal_q(mdp)
@@ -123,6 +123,11 @@ def bias(
         q=interaction,
         r2=float(1 - (residual**2).sum() / max((centred**2).sum(), 1e-300)),
         optimal=expected_return(mdp, greedy(q, mdp.admissible)),
-        decomposed=(expected_return(mdp, greedy(-q, tied)), expected_return(mdp, greedy(q, tied))),
+        decomposed=(-_best_return(replace(mdp, R=-mdp.R), tied), _best_return(mdp, tied)),
         unbiased=interaction <= tolerance * max(1.0, float(np.abs(q).max())),
     )
+
+
+def _best_return(mdp: MDP, mask: np.ndarray) -> float:
+    """The greatest expected return of policies within ``mask`` [S, A]."""
+    return expected_return(mdp, greedy(optimal_q(mdp, mask=mask), mask))

@@ -8,40 +8,51 @@ UVFA's goals (w).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
 
 from rl_suite.sf_networks import StackedMLP
 from rl_suite.sf_replay import Batch, Replay
 from rl_suite.sf_tasks import SF, TransferMethod, check_env, check_weights
 
 PARTS = ("net", "target", "optimiser", "replay")
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
 class DQNSettings:
     """``update_every``: transitions per update; ``target_every``: updates between copies to the target networks.
 
-    ``learn_w``: w starts at 0 and follows r = φ·w by w ← w + ``w_rate`` (r − φ·w) φ.
+    ``learn_w``: w starts at 0 and follows r = φ·w by w ← w + ``w_rate`` (r − φ·w) φ. Raises ValueError
+    (pydantic's) for values out of range and a ``capacity`` below ``learning_starts``, with which nothing is learnt.
     """
 
-    hidden: tuple[int, ...] = (256, 256)
-    gamma: float = 0.9
-    epsilon: float = 0.1
-    rate: float = 1e-3
-    batch: int = 32
-    capacity: int = 200_000
-    learning_starts: int = 200
-    update_every: int = 1
-    target_every: int = 200
+    hidden: tuple[PositiveInt, ...] = (256, 256)
+    gamma: Share = 0.9
+    epsilon: Share = 0.1
+    rate: PositiveFloat = 1e-3
+    batch: PositiveInt = 32
+    capacity: PositiveInt = 200_000
+    learning_starts: NonNegativeInt = 200
+    update_every: PositiveInt = 1
+    target_every: PositiveInt = 200
     learn_w: bool = False
-    w_rate: float = 0.05
+    w_rate: NonNegativeFloat = 0.05
+
+    def __post_init__(self) -> None:
+        if self.capacity < self.learning_starts:
+            raise ValueError(
+                f"a replay of {self.capacity} never holds the {self.learning_starts} transitions after which learning"
+                " starts: give more capacity, or fewer learning_starts"
+            )
 
 
 class DQNAgent:
@@ -116,8 +127,13 @@ class DQNAgent:
         """Greedy actions [B] for observations [B, S] under weights [B, d], one task per row.
 
         SF-DQN: max_i ψ_i·w. DQN-GPI: max_i Q_i for any w. Warm-started DQN: the last task's Q. UVFA: Q(·, w).
+        Raises ValueError before a task has begun, and for another number of weights than of observations.
         """
         weights = _tensor(check_weights(w, self.true_weights.shape[1]))
+        if not self.begun:
+            raise ValueError("no task has begun: call learn first")
+        if len(observations) != len(weights):
+            raise ValueError(f"{len(observations)} observations, {len(weights)} rows of w: give one row an observation")
         s = _tensor(observations).reshape(len(weights), -1)
         if self.method.conditioned:
             values = self.net(torch.cat([s, weights], 1), 1)[0]

@@ -7,7 +7,9 @@ batched expression.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -66,7 +68,12 @@ class TabularAgent:
         return collected
 
     def predict(self, observation: np.ndarray, w: ArrayLike) -> int:
-        """The greedy action for weights ``w`` [d], uniform in a state never visited."""
+        """The greedy action for weights ``w`` [d], uniform in a state never visited.
+
+        Raises ValueError before a task has begun.
+        """
+        if not self.begun:
+            raise ValueError("no task has begun: call learn first")
         weights = check_weights(np.asarray(w)[None], self.weights.shape[1])[0]
         index = self.states.get(np.asarray(observation).tobytes())
         row = np.zeros(self.table.shape[1:]) if index is None else self.table[index]
@@ -80,20 +87,26 @@ class TabularAgent:
                 "states": list(self.states),
                 "begun": self.begun,
                 "rng": self.rng.bit_generator.state,
+                "made_with": self._arguments(),
             },
             path,
         )
 
     def load(self, path: Path) -> None:
-        """Restore what ``save`` wrote. Raises ValueError if that agent's tables have other shapes."""
+        """Restore what ``save`` wrote. Raises ValueError if that agent had other arguments."""
         saved = torch.load(path, weights_only=True)
+        made_with = saved.get("made_with", "an earlier version")
+        if made_with != self._arguments():
+            raise ValueError(f"{path} holds an agent made with {made_with}, not {self._arguments()}")
         table = saved["table"].numpy()
-        if table.shape[1:] != self.table.shape[1:]:
-            raise ValueError(f"{path} holds tables {table.shape[1:]}, this agent has {self.table.shape[1:]}")
         self.table = np.concatenate([table, np.zeros((max(len(table), 1024), *table.shape[1:]))])
         self.states = {key: i for i, key in enumerate(saved["states"])}
         self.begun = saved["begun"]
         self.rng.bit_generator.state = saved["rng"]
+
+    def _arguments(self) -> dict[str, Any]:
+        rates = {"alpha": self.alpha, "gamma": self.gamma, "epsilon": self.epsilon}
+        return {"method": asdict(self.method), "weights": self.weights.tolist(), "actions": self.actions} | rates
 
     def _begin(self, task: int) -> None:
         if task not in (self.begun - 1, self.begun) or task >= len(self.weights):

@@ -66,9 +66,9 @@ def check_weights(weights: ArrayLike, features: int) -> np.ndarray:
 
 
 def check_env(env: gym.Env) -> tuple[int, int]:
-    """(A, d) of an environment. Raises ValueError unless its actions are Discrete and its reward is a vector."""
+    """(A, d) of an environment. Raises ValueError unless its actions are Discrete from 0 and its reward is a vector."""
+    sizes = sizes_of(env.action_space)
     if not isinstance(env.action_space, spaces.Discrete):
-        sizes_of(env.action_space)
         raise ValueError(
             "MultiDiscrete action space: these agents choose one of A actions; flatten it to Discrete first"
         )
@@ -79,7 +79,7 @@ def check_env(env: gym.Env) -> tuple[int, int]:
             f"{type(env.unwrapped).__name__} has no reward_space: the reward must be the feature vector φ"
             " (mo-gymnasium's convention)"
         ) from None
-    return int(env.action_space.n), int(reward.shape[0])
+    return sizes[0], int(reward.shape[0])
 
 
 class GoalFeature(gym.Wrapper, gym.utils.RecordConstructorArgs):

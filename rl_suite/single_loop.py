@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from rl_suite.agents import AgentConfig, QNet
+from rl_suite.networks import AgentConfig, QNet
 
 
 def run_loop(env: gym.Env[np.ndarray, np.ndarray], config: AgentConfig, steps: int) -> float:

@@ -87,6 +87,14 @@ def student(scores: ArrayLike) -> Estimate:
     return Estimate(*(np.asarray(interval_of_mean[name]) for name in ("mean", "low", "high")))
 
 
+def verdict(gap: Estimate, first: str, second: str, runs: int, spec: str) -> str:
+    """The gap of ``first`` less ``second`` over ``runs`` runs, in format ``spec``, and which is better by it."""
+    if runs == 1:
+        return f"{gap.value:{spec}}, one run of each: no interval"
+    noise = "within noise" if gap.low <= 0 <= gap.high else f"{first if gap.low > 0 else second} is better"
+    return f"{gap:{spec}}, {noise}"
+
+
 def _checked(scores: ArrayLike) -> np.ndarray:
     array = np.asarray(scores, float)
     if array.ndim < 2 or array.size == 0:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 pytest.importorskip("gymnasium", reason="needs the rl extra")
 
@@ -63,6 +64,22 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path: Path) -> No
     assert set(row["learners"]) == set(LEARNERS)
     assert row["optimal"] == pytest.approx(expected_return(dose_mdp(3, 0.5), greedy(optimal_q(dose_mdp(3, 0.5)))))
     assert (tmp_path / "whole" / "figures" / "doses.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "bad"),
+    [
+        ("sizes", [3, 1]),
+        ("interactions", [-1.0]),
+        ("interactions", [np.inf]),
+        ("updates", [-5, 10]),
+        ("updates", [0]),
+        *(("thresholds", [0.1, threshold]) for threshold in (np.nan, -3, 1, 5)),
+    ],
+)
+def test_a_config_that_nothing_can_be_measured_with_is_refused(field: str, bad: list[float]) -> None:
+    with pytest.raises(ValidationError, match=field):
+        JOB.Config.model_validate({field: bad})
 
 
 def test_a_drug_needs_two_doses() -> None:

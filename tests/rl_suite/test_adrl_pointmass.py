@@ -13,8 +13,8 @@ from pydantic import ValidationError
 pytest.importorskip("dm_control", reason="needs the rl extra")
 
 from rl_suite import adrl_pointmass
-from rl_suite.adrl_pointmass import JOB, PointMassConfig, _comparisons
-from rl_suite.control import make_vector
+from rl_suite.adrl_pointmass import JOB, PointMassConfig, _comparisons, _parity
+from rl_suite.control import PointMasses, make_vector
 from training.run import Cancelled, Run
 
 TINY = {"bins": (9,), "repeats": 1, "steps": 2400, "evaluations": 2, "episodes": 1, "speed_steps": 200}
@@ -55,6 +55,9 @@ def test_every_variant_runs_on_a_harder_task(tmp_path: Path) -> None:
         ({"bins": [1], "variants_at": []}, "bins"),
         *(({field: 0}, field) for field in ("repeats", "steps", "evaluations", "episodes", "n_step", "explore")),
         *(({field: 0}, field) for field in ("hold", "speed_steps", "workers")),
+        ({"speed_steps": 1}, "speed_steps"),
+        ({"task": "point_mas-easy"}, "dm_control has no point_mas-easy"),
+        ({"task": "walker-stand"}, "33 bins of 6 factors .*: leave DQN out of agents, or take fewer bins"),
     ],
 )
 def test_a_config_that_nothing_can_be_measured_with_is_refused(bad: dict[str, Any], says: str) -> None:
@@ -75,6 +78,18 @@ def test_areas_are_compared_by_pairs_of_seeds(tmp_path: Path) -> None:
     (comparison,) = _comparisons(curves, Run(tmp_path, 0)).values()
     assert comparison["gap"]["value"] == pytest.approx(1.25) and 1 < comparison["gap"]["low"] < 1.25
     assert "AD-DQN is better" in comparison["verdict"]
+
+
+def test_one_seed_decides_nothing(tmp_path: Path) -> None:
+    curves = {"9, DecQN": [[10.0, 20.0]], "9, AD-DQN": [[10.0, 21.0]]}
+    (comparison,) = _comparisons(curves, Run(tmp_path, 0)).values()
+    assert comparison["verdict"] == "9 bins, AD-DQN less DecQN: area +0.5, one run of each: no interval"
+
+
+def test_other_rewards_than_dm_controls_fail_the_check_of_parity(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _parity() <= 1e-12
+    monkeypatch.setattr(PointMasses, "_rewards", lambda envs, controls: np.zeros(envs.num_envs))
+    assert _parity() > 0.5
 
 
 def test_evaluations_start_where_no_training_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

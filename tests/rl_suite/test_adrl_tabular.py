@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,31 @@ def test_product_and_separable_mdps_are_unbiased_and_interacting_ones_are_not() 
     interacting_bias = bias(interacting_mdp(rng, 5, (3, 4)))
     assert not interacting_bias.unbiased
     assert interacting_bias.decomposed[1] < interacting_bias.optimal
+
+
+def xor_mdp(seed: int) -> MDP:
+    """Three states; either of two actions of each of two factors, which matter only by whether they are equal."""
+    rng = np.random.default_rng(seed)
+    P = rng.dirichlet(np.full(3, 0.2), (3, 2))[:, [0, 1, 1, 0]]
+    return MDP(P, np.repeat(rng.random((3, 1)), 4, axis=1), np.full(3, 1 / 3), (2, 2), 0.95)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_range_of_returns_is_that_of_all_policies_that_tie(seed: int) -> None:
+    """The additive part of an XOR is flat: every policy is greedy for it."""
+    mdp = xor_mdp(seed)
+    returns = [expected_return(mdp, np.eye(4)[list(actions)]) for actions in product(range(4), repeat=3)]
+    assert bias(mdp).decomposed == pytest.approx((min(returns), max(returns)))
+
+
+def test_an_endless_policy_is_refused_where_nothing_is_discounted() -> None:
+    """Two states and an end, which action 0 never reaches: its parts of 1 do not add up to it exactly."""
+    P = np.zeros((3, 2, 3))
+    P[0] = P[1] = [[0.3, 0.7, 0], [0.1, 0.2, 0.7]]
+    mdp = MDP(P, np.array([[1.0, 1], [1, 1], [0, 0]]), np.array([1.0, 0, 0]), (2,), 1.0)
+    assert expected_return(mdp, np.eye(2)[[1, 1, 0]]) == pytest.approx(1 / 0.7)
+    with pytest.raises(ValueError, match="may never end: give the MDP a"):
+        expected_return(mdp, np.eye(2)[[0, 0, 0]])
 
 
 def test_a_block_of_the_factors_that_interact_removes_the_bias() -> None:
@@ -150,6 +176,8 @@ def test_a_box_action_space_is_refused() -> None:
     with pytest.raises(ValueError, match="Box action space"):
         sizes_of(spaces.Box(-1, 1, (2,)))
     assert sizes_of(spaces.MultiDiscrete([3, 4])) == (3, 4)
+    with pytest.raises(ValueError, match=r"Discrete\(3, start=1\): actions must start at 0"):
+        sizes_of(spaces.Discrete(3, start=1))
 
 
 @pytest.mark.slow(20)
@@ -157,6 +185,7 @@ def test_the_smoke_run_holds_its_golden_numbers(tmp_path: Path) -> None:
     pytest.importorskip("icu_sepsis", reason="needs icu-sepsis")
     result = JOB.execute(JOB.presets["smoke"], tmp_path)
     assert all(check["holds"] for check in result["checks"]), result["checks"]
+    assert result["sepsis"]["all"]["decomposed"] == pytest.approx([0.7951, 0.8621], abs=1e-4)
     fits = result["exponents"]
     assert fits["accuracy_projected"]["product"][0] < fits["accuracy_joint"]["product"][0]
     assert (tmp_path / "figures" / "samples.png").exists()

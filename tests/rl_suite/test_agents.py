@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -53,20 +53,27 @@ def test_environments_pass_gymnasiums_checker(make: Callable[[], Any]) -> None:
     check_env(make(), skip_render_check=True)
 
 
-def test_point_masses_are_dm_controls_to_the_bit() -> None:
+@pytest.mark.parametrize(("start", "rewarded"), [((0.01, -0.02), True), ((0.01, 0.01), True), ((-0.1, 0.2), False)])
+def test_point_masses_move_as_dm_controls_to_the_bit_and_have_its_rewards(
+    start: tuple[float, float], rewarded: bool
+) -> None:
     batched, single = PointMasses(2, 9), DMControl("point_mass", "easy")
-    observations, _ = batched.reset(seed=5)
+    batched.reset(seed=5)
+    batched._data[1].qpos[:] = start
+    batched._mujoco.mj_forward(batched._model, batched._data[1])
     single.reset(seed=0)
     with single._env.physics.reset_context():
-        single._env.physics.data.qpos[:] = batched._data[1].qpos
+        single._env.physics.data.qpos[:] = start
     rng = np.random.default_rng(0)
-    levels = np.linspace(-1, 1, 9)
-    for _ in range(300):
+    levels, dm_control_rewards = np.linspace(-1, 1, 9), []
+    for _ in range(150):
         actions = rng.integers(9, size=(2, 2))
         observations, rewards, *_ = batched.step(actions)
         expected, reward, *_ = single.step(levels[actions[1]])
         assert np.array_equal(observations[1], expected)
         assert rewards[1] == pytest.approx(reward, abs=1e-12)
+        dm_control_rewards.append(reward)
+    assert (max(dm_control_rewards) > 0.5) == rewarded  # zeros would agree with anything
 
 
 def test_a_dense_point_mass_rewards_every_approach() -> None:
@@ -173,6 +180,16 @@ def test_each_block_explores_for_the_share_of_time_that_it_is_told_to() -> None:
     assert joint_exploration.item() == pytest.approx(0.09, abs=0.02)  # the blocks explore independently
 
 
+def test_an_action_held_since_a_larger_epsilon_keeps_its_propensity() -> None:
+    """ε falls to 0 within the holds: every action taken had a probability above 0, and no weight becomes NaN."""
+    falling = {"epsilon": 0.0, "hold": 100, "explore": 160, "projected": 1.0, "replay": 8000, "envs": 16}
+    agent = Agent(Switches, AgentConfig(**SMALL | falling)).learn(1600)
+    propensity = agent.replay.data["propensity"][: agent.replay.added]
+    assert agent.epsilon == 0 and propensity.min() > 0
+    assert (propensity[15:] < 0.5).any(), "no action was held on"
+    assert all(parameter.isfinite().all() for parameter in agent.net.parameters())
+
+
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
@@ -228,11 +245,102 @@ def test_returns_do_not_go_on_from_the_saved_steps_into_new_episodes(tmp_path: P
     assert Agent.load(tmp_path / "new.pt", lambda: Steps(0)).learn(3).replay.data["cut"].sum() == 0
 
 
+class Starts(Steps):
+    """Records where its episodes start, which the seed decides; an episode has five steps."""
+
+    starts: ClassVar[list[float]] = []
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.starts.append(self.np_random.uniform())
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: np.ndarray) -> Any:
+        observation, reward, terminated, _, info = super().step(action)
+        return observation, reward, terminated, self._step == 5, info
+
+
+def test_an_agent_that_goes_on_does_not_begin_with_its_first_episodes_again(tmp_path: Path) -> None:
+    Starts.starts.clear()
+    config = AgentConfig(**SMALL | {"envs": 2, "start": 10**6})
+    agent = Agent(lambda: Starts(0), config).learn(40)
+    for _ in range(2):
+        agent.save(tmp_path / "agent.pt")
+        agent = Agent.load(tmp_path / "agent.pt", lambda: Starts(0)).learn(40)
+    assert len(Starts.starts) >= 24
+    assert len(set(Starts.starts)) == len(Starts.starts)
+
+
+def _other_actions(sizes: list[int]) -> Callable[[], Any]:
+    def make() -> Any:
+        env = Steps(0)
+        env.action_space = spaces.MultiDiscrete(sizes)
+        return env
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("learnt_on", "loaded_for", "blocks", "says"),
+    [
+        ([2, 8], [4, 4], ((0, 1),), r"factors have sizes \[2, 8\], not \[4, 4\]"),
+        ([2, 3], [3, 2], None, r"factors have sizes \[2, 3\], not \[3, 2\]"),
+        ([3, 3], [2, 3], None, r"factors have sizes \[3, 3\], not \[2, 3\]"),
+        ([2, 2], [2, 2, 2], ((0,), (1,)), r"factors have sizes \[2, 2\], not \[2, 2, 2\]"),
+    ],
+)
+def test_an_agent_of_other_actions_is_not_loaded(
+    tmp_path: Path, learnt_on: list[int], loaded_for: list[int], blocks: Any, says: str
+) -> None:
+    Agent(_other_actions(learnt_on), AgentConfig(**SMALL | {"blocks": blocks})).save(tmp_path / "agent.pt")
+    with pytest.raises(ValueError, match=says):
+        Agent.load(tmp_path / "agent.pt", _other_actions(loaded_for))
+
+
+def test_an_agent_is_loaded_for_as_many_environments_whether_or_not_they_have_a_state(tmp_path: Path) -> None:
+    Agent(PointMasses(4, 5), AgentConfig(**SMALL)).learn(40).save(tmp_path / "agent.pt")
+    with pytest.raises(ValueError, match="environments whose number is 4, not 1"):
+        Agent.load(tmp_path / "agent.pt", PointMasses(1, 5))
+    resumed = Agent.load(tmp_path / "agent.pt", lambda: Bins(DMControl("point_mass", "easy"), 5))
+    assert resumed.learn(8).steps == 48
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *({field: 0} for field in ("n_step", "width", "batch", "train_every", "target_every", "replay", "explore")),
+        *({field: 0} for field in ("hold", "envs", "lr")),
+        *({field: value} for field in ("epsilon", "gamma") for value in (-0.1, 1.1, np.nan)),
+        {"projected": -1.0},
+        {"projected": np.inf},
+        {"start": -1},
+        {"mixer": "avg"},
+        {"batch": 1, "model": True, "projected": 1.0},
+    ],
+)
+def test_options_that_nothing_is_learnt_with_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="a batch of 2 or more" if "model" in bad else next(iter(bad))):
+        AgentConfig(**bad)
+
+
+@pytest.mark.parametrize("space", [spaces.Dict({"a": spaces.Box(-1, 1, (2,))}), spaces.Tuple([spaces.Discrete(2)])])
+def test_observations_of_several_parts_are_refused(space: Any) -> None:
+    class Parts(Switches):
+        def __init__(self) -> None:
+            super().__init__()
+            self.observation_space = space
+
+    with pytest.raises(ValueError, match=r"gymnasium\.wrappers\.FlattenObservation"):
+        Agent(Parts, AgentConfig(**SMALL))
+
+
 def test_bad_environments_and_blocks_say_what_to_change(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Box action space: these agents need Discrete or MultiDiscrete"):
         Agent(lambda: DMControl("point_mass", "easy"), AgentConfig(envs=2))
     with pytest.raises(ValueError, match="no partition"):
         Agent(Switches, AgentConfig(blocks=((0,), (1,)), envs=2))
+    with pytest.raises(ValueError, match=r"Discrete\(3, start=1\): actions must start at 0"):
+        Agent(lambda: gym.wrappers.TransformAction(Switches(), None, spaces.Discrete(3, start=1)), AgentConfig(envs=2))
     with pytest.raises(ValueError, match=r"AutoresetMode\.SAME_STEP"):
         Agent(SyncVectorEnv([Switches] * 2), AgentConfig())
     with pytest.raises(ValueError, match="a model serves the projected losses alone"):
@@ -242,10 +350,14 @@ def test_bad_environments_and_blocks_say_what_to_change(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="dm_control has no point_mass-simple"):
         make_vector("point_mass-simple", 1, 3).reset()
     Agent(Switches, AgentConfig(**SMALL)).save(tmp_path / "agent.pt")
-    with pytest.raises(ValueError, match="other observation or action spaces"):
+    with pytest.raises(ValueError, match=r"factors have sizes \[2, 3, 4\], not \[5, 5\]"):
         Agent.load(tmp_path / "agent.pt", PointMasses(4, 5))
     saved = torch.load(tmp_path / "agent.pt", weights_only=True)
     del saved["replay"]["propensity"]
     torch.save(saved, tmp_path / "old.pt")
     with pytest.raises(ValueError, match="no propensity: an earlier version saved it; train again"):
+        Agent.load(tmp_path / "old.pt", Switches)
+    del saved["spaces"]
+    torch.save(saved, tmp_path / "old.pt")
+    with pytest.raises(ValueError, match=r"an earlier version saved .*: train again"):
         Agent.load(tmp_path / "old.pt", Switches)

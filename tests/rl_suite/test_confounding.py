@@ -82,3 +82,5 @@ def test_a_heads_weight_has_the_ratios_of_the_other_blocks_alone() -> None:
     weights = backdoor_weights(reference, propensity)
     assert weights[0].tolist() == pytest.approx([0.25 * 3, 2 * 3, 2 * 0.25])
     assert backdoor_weights(reference, propensity - 9).max() == 10
+    never = torch.tensor([[0.0, 0.8, 0.3]]).log()  # a propensity of 0: its own block's weight does not depend on it
+    assert backdoor_weights(reference, never)[0].tolist() == pytest.approx([0.25 * 3, 10, 10])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,48 @@ def test_a_minari_dataset_reads_back_as_it_was(tmp_path: Path, monkeypatch: pyte
     assert reloaded.sizes == data.sizes
 
 
+def minari_log(propensities: list[float]) -> Any:
+    """A dataset of one episode with actions 1, 0, 1, as Minari gives it."""
+    episode = SimpleNamespace(
+        observations=np.arange(4),
+        actions=np.array([[1], [0], [1]]),
+        rewards=np.zeros(3),
+        terminations=np.array([False, False, True]),
+        infos={"propensity": np.array(propensities)},
+    )
+    return SimpleNamespace(
+        action_space=spaces.MultiDiscrete([2]),
+        observation_space=spaces.Discrete(4),
+        iterate_episodes=lambda: iter([episode]),
+    )
+
+
+def test_propensities_are_those_of_the_logged_actions() -> None:
+    """Minari's DataCollector begins an episode's infos with those of its reset."""
+    for logged in ([0.8, 0.2, 0.8], [1.0, 0.8, 0.2, 0.8], [np.nan, 0.8, 0.2, 0.8]):
+        assert read_minari(minari_log(logged)).propensity.tolist() == [0.8, 0.2, 0.8]
+    with pytest.raises(ValueError, match="an earlier write_minari wrote it: write the dataset again"):
+        read_minari(minari_log([0.8, 0.2, 0.8, 1.0]))
+    with pytest.raises(ValueError, match="5 propensities of 3 actions"):
+        read_minari(minari_log([0.8] * 5))
+    with pytest.raises(ValueError, match=r"transition 1 has propensity 1\.2: give probabilities, at most 1"):
+        read_minari(minari_log([0.8, 1.2, 0.8]))
+
+
+@pytest.mark.parametrize(
+    "bad", [{"kind": "AD-BCQ"}, {"kind": "adbcq"}, {"kind": "BCQ"}, {"mixer": "mlp"}, {"batch": 0}]
+)
+def test_a_learner_that_does_not_exist_is_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        OfflineConfig(**bad)
+
+
+def test_one_dataset_decides_nothing() -> None:
+    estimates = {"threshold": 0.1, "validation_wis": 0.5, "validation_ess": 99.0, "test_ess": 99.0, "test_fqe": 0.5}
+    rows = [estimates | {"learner": name, "true": true, "test_wis": true} for name, true in (("BC", 0.5), ("BCQ", 0.6))]
+    assert _summary([rows], 50)["verdicts"] == ["BC less BCQ: -0.1000, one run of each: no interval"]
+
+
 def test_ventilation_moves_oxygen_alone() -> None:
     mdp, v = sepsis_mdp(), variables()
     vitals = {name: v[:, i] for i, name in enumerate(("diabetic", "hr", "bp", "o2", "glucose"))}
@@ -212,6 +255,9 @@ def test_a_summary_has_students_intervals_and_counts_datasets_where_no_threshold
         ("datasets", 0),
         ("episodes", 0),
         ("thresholds", []),
+        ("thresholds", [0.1, np.nan]),
+        ("thresholds", [-3, 0.1]),
+        ("thresholds", [0.1, 7]),
         ("updates", 0),
         ("polyak", 0),
         ("epsilon", 1.5),

@@ -196,3 +196,34 @@ def test_bad_input_says_what_to_change(tmp_path: Path) -> None:
     DQNAgent(Corridor(), weights, settings=SMALL).save(tmp_path / "a.pt")
     with pytest.raises(ValueError, match="holds an agent made with"):
         DQNAgent(Corridor(), weights, Q_GPI, SMALL).load(tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="a replay of 100 never holds the 200 transitions"):
+        DQNSettings(capacity=100)
+    for refused in (DQNAgent, TabularAgent):
+        with pytest.raises(ValueError, match=r"Discrete\(2, start=1\): actions must start at 0"):
+            refused(Corridor(spaces.Discrete(2, start=1)), weights)
+
+
+def test_predictions_need_a_task_that_has_begun_and_one_w_an_observation() -> None:
+    observations, weights = np.eye(5, dtype=np.float32)[:3], np.eye(2)
+    deep, tabular = DQNAgent(Corridor(), weights, settings=SMALL), TabularAgent(Corridor(), weights)
+    with pytest.raises(ValueError, match="no task has begun: call learn first"):
+        deep.predict(observations, [[1, 0]] * 3)
+    with pytest.raises(ValueError, match="no task has begun: call learn first"):
+        tabular.predict(observations[0], [1, 0])
+    deep.learn(0, 5)
+    with pytest.raises(ValueError, match="3 observations, 1 rows of w: give one row an observation"):
+        deep.predict(observations, [[1, 0]])
+
+
+def test_a_table_of_other_tasks_is_not_loaded(tmp_path: Path) -> None:
+    weights, path = np.array([[1.0, 0]]), tmp_path / "table.pt"
+    TabularAgent(Corridor(), weights, Q_WARM).save(path)
+    TabularAgent(Corridor(), weights, Q_WARM).load(path)
+    others: list[dict[str, Any]] = [
+        {"method": Q_FRESH},
+        {"weights": -weights},
+        *({rate: 0.01} for rate in ("alpha", "gamma", "epsilon")),
+    ]
+    for other in others:
+        with pytest.raises(ValueError, match="holds an agent made with"):
+            TabularAgent(Corridor(), **{"weights": weights, "method": Q_WARM} | other).load(path)
