@@ -82,7 +82,7 @@ class JobConfig(BaseModel):
     movable: ClassVar[frozenset[str]] = frozenset()
     extendable: ClassVar[frozenset[str]] = frozenset()
 
-    seed: int = Field(0, description="Of all random draws.")
+    seed: int = Field(0, ge=0, description="Of all random draws.")
 
 
 AnyConfig = TypeVar("AnyConfig", bound=JobConfig)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
@@ -14,6 +15,11 @@ from training.federated.rules import Rule, RuleState, Update, rejection
 from training.run import derive_seed, rng_of
 
 STARTS, TRAINING = range(2)  # streams of random numbers
+MAX_FAILURES = 100  # at least so many answers in a row must fail before the run ends
+
+
+class UnusableAnswers(RuntimeError):
+    """Only answers arrive that are late or rejected, so that the server would never finish a round."""
 
 
 class FederatedSettings(BaseModel):
@@ -34,7 +40,7 @@ class FederatedSettings(BaseModel):
     timeout: float = Field(math.inf, gt=0)
     max_staleness: float = Field(math.inf, ge=0)
     together: Literal["model", "all"] = "model"
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _enough_clients(self) -> FederatedSettings:
@@ -55,6 +61,15 @@ class Event(NamedTuple):
     note: str = ""
 
 
+@contextmanager
+def explain_divergence(subject: str, remedy: str) -> Iterator[None]:
+    """Turns UnusableAnswers of a simulated run into a ValueError that names the run and what to change."""
+    try:
+        yield
+    except UnusableAnswers as error:
+        raise ValueError(f"{subject}: {error}; lower {remedy}") from error
+
+
 class ServerNumbers(TypedDict):
     round: int
     started: int
@@ -73,13 +88,14 @@ class BufferedServer:
     """A model, the state of its rule, and the updates that wait for the next server round.
 
     Attributes: ``params`` [P] after ``round`` server rounds; ``state`` of the rule; ``started``: trainings so far;
-    ``models`` by round: those from which a client at work started, and the newest.
+    ``models`` by round: those from which a client at work started, and the newest; ``failures``: answers in a row that
+    were late or rejected.
     """
 
     def __init__(self, settings: FederatedSettings, rule: Rule, params: Tensor) -> None:
         self.settings, self.rule = settings, rule
         self.params, self.state = params, rule.init(params)
-        self.round = self.started = 0
+        self.round = self.started = self.failures = 0
         self.models = {0: params}
         self.buffer: list[Update] = []
 
@@ -99,6 +115,7 @@ class BufferedServer:
         reason = rejection(update, self.params, self.settings.max_staleness)
         if reason is not None:
             return [Event(time, "reject", client, version, reason)]
+        self.failures = 0
         self.buffer.append(update)
         events = [Event(time, "arrive", client, version)]
         if len(self.buffer) >= self.settings.buffer_size:  # more: restored with a smaller buffer_size
@@ -108,6 +125,12 @@ class BufferedServer:
             self.models[self.round] = self.params
             events.append(Event(time, "update", None, self.round))
         return events
+
+    def count_failure(self, reason: str) -> None:
+        """Counts an answer that is late or rejected. Raises UnusableAnswers where too many come in a row."""
+        self.failures += 1
+        if self.failures >= max(MAX_FAILURES, 2 * self.settings.concurrency):
+            raise UnusableAnswers(f"{self.failures} answers in a row were unusable, the last: {reason}")
 
     def drop_models(self, versions: Iterable[int]) -> None:
         """Keeps the models of ``versions``, from which clients at work started, and the newest."""

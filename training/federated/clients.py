@@ -21,6 +21,7 @@ class LocalSGD:
     orders of its seed, one order after another. The model trains in the mode that it is in. Its vector is in the order
     of ``exchanged_tensors``: a client starts from the server's buffers, such as running means, and sends their change;
     `rules.MeanOfBuffers` keeps an adaptive rule off them. Dropout masks depend on which clients train at once.
+    Raises ValueError for a client without examples.
     """
 
     model: nn.Module
@@ -32,6 +33,11 @@ class LocalSGD:
     lr: float = 0.1
     weight_decay: float = 0.0
     loss: Loss = nn.functional.cross_entropy
+
+    def __post_init__(self) -> None:
+        empty = [client for client, part in enumerate(self.parts) if not len(part)]
+        if empty:
+            raise ValueError(f"client {empty[0]} has no examples: leave it out of parts")
 
     @property
     def start(self) -> Tensor:
@@ -81,4 +87,5 @@ class LocalSGD:
             examples, rng = self.parts[client], np.random.default_rng(seed)
             orders = [rng.permutation(examples) for _ in range(-(-needed // len(examples)))]
             rows.append(np.concatenate(orders)[:needed])
-        return torch.from_numpy(np.stack(rows)).view(len(clients), self.steps, self.batch)
+        batches = torch.from_numpy(np.stack(rows)).view(len(clients), self.steps, self.batch)
+        return batches.to(self.inputs.device)

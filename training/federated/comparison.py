@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import ClassVar, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,6 +18,7 @@ from training.federated.schedule import Participation, horizon, participation, r
 from training.run import Run, check_names
 from training.workers import computed_steps, workers
 
+ServerStep = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 T = TypeVar("T", tuple[str, ...], dict[str, float], dict[str, tuple[float, ...]])
 
 
@@ -30,10 +31,10 @@ class ComparisonConfig(FederatedTask):
     delays: tuple[str, ...] = Field(
         tuple(DELAYS), min_length=1, description="Delay models to compare: mild, large, heavy-tailed, trace."
     )
-    grids: dict[str, tuple[float, ...]] = Field(
+    grids: dict[str, tuple[ServerStep, ...]] = Field(
         {}, description="The server's steps to try by method, where they are not those of METHODS."
     )
-    steps: dict[str, float] = Field({}, description="The server's step by method, for methods without selection.")
+    steps: dict[str, ServerStep] = Field({}, description="The server's step by method, for methods without selection.")
     seeds: int = Field(5, ge=1, description="Seeds of each run; the selection has a separate seed.")
     updates: int = Field(2500, ge=1, description="Client updates of a run, a multiple of evaluate_every.")
     tuning_updates: int = Field(
@@ -52,6 +53,23 @@ class ComparisonConfig(FederatedTask):
     @classmethod
     def _delays(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         check_names(value, (*DELAYS, TRACE), "delay model")
+        return value
+
+    @field_validator("methods", "delays")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        repeated = sorted({name for name in value if value.count(name) > 1})
+        if repeated:
+            raise ValueError(f"{', '.join(repeated)} is named twice")
+        return value
+
+    @field_validator("golden")
+    @classmethod
+    def _golden(cls, value: dict[str, float]) -> dict[str, float]:
+        for key in value:
+            delays, _, method = key.partition(", ")
+            check_names([delays], (*DELAYS, TRACE), "delay model")
+            check_names([method], METHODS, "method")
         return value
 
     @field_validator("grids")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
-from training.federated.buffered import FederatedSettings
+from training.federated.buffered import FederatedSettings, explain_divergence
 from training.federated.clients import LocalSGD
 from training.federated.comparison_summary import Results
 from training.federated.delays import LARGE, Trace, official
@@ -23,7 +23,7 @@ RULE = Adaptive(lr=1e-3)
 
 def agreements(task: FederatedTask) -> list[Check]:
     """On the clients of a run: batched against sequential, lockstep against synchronous, and one seed twice."""
-    with one_thread():
+    with one_thread(), explain_divergence("the first rounds", "local_lr"):
         clients, params = local_sgd(task, task.splits()["train"], 0)
         return [_batched(task, clients, params), _lockstep(task, clients, params), _repeated(task, clients, params)]
 

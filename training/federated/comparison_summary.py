@@ -33,6 +33,7 @@ Choices = dict[str, dict[str, Choice]]  # by delays and method
 class MethodSummary(TypedDict):
     """Of one method, over seeds.
 
+    ``updates``: of the first seed; another's differ where several rounds end at one instant.
     ``oldest``: largest staleness in server rounds; ``mean_oldest``: mean over rounds of their largest staleness.
     ``lowered_step_share``: share of rounds with a lower step. ``binding_min_rounds``: rounds in which 1/τ_max is below
     the step. ``rounds_at_horizon``: server rounds that had ended, by seed.
@@ -66,8 +67,8 @@ Results = dict[str, DelaySummary]  # by delays
 
 
 def end(curve: Curve) -> float:
-    """The final accuracy: the mean of the last regular evaluations."""
-    return float(np.mean(regular_accuracy(curve)[-LAST:]))
+    """The final accuracy: the mean of the last regular evaluations, without that of the untrained model."""
+    return float(np.mean(regular_accuracy(curve)[1:][-LAST:]))
 
 
 def regular_accuracy(curve: Curve) -> list[float]:
@@ -99,7 +100,7 @@ def summary(
 
 def method_summary(seeds: Sequence[Curve], step: float, times: np.ndarray, horizon: float) -> MethodSummary:
     timed = [np.array(curve["accuracy"])[standing(curve, times)] for curve in seeds]
-    oldest = np.array([curve["staleness"] for curve in seeds])
+    oldest = np.concatenate([curve["staleness"] for curve in seeds])  # of as many rounds as each seed has
     return {
         "step": step,
         "updates": seeds[0]["updates"],
@@ -111,7 +112,7 @@ def method_summary(seeds: Sequence[Curve], step: float, times: np.ndarray, horiz
         "duration": float(np.mean([curve["times"][-1] for curve in seeds])),
         "oldest": int(oldest.max()),
         "mean_oldest": float(oldest.mean()),
-        "lowered_step_share": float(np.mean([curve["bound"] for curve in seeds]) / oldest.shape[1]),
+        "lowered_step_share": sum(curve["bound"] for curve in seeds) / len(oldest),
         "binding_min_rounds": int((oldest * step > 1).sum()),
         "per_seed": [end(curve) for curve in seeds],
     }

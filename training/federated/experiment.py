@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from training.federated.buffered import Event, FederatedSettings
+from training.federated.buffered import Event, FederatedSettings, explain_divergence
 from training.federated.clients import LocalSGD
 from training.federated.delays import Delays, delay_model
 from training.federated.partition import dirichlet
@@ -21,7 +21,7 @@ from training.federated.rules import RULES, Layout, Rule
 from training.federated.simulator import Simulator, Train
 from training.federated.stack import exchanged_tensors
 from training.run import JobConfig, rng_of
-from training.workers import one_thread
+from training.workers import one_thread, stop_if_asked
 
 SPLIT, PARTITION, SPEEDS, MODEL = range(4)  # streams of random numbers
 ATTEMPTS = 1000  # at a partition that gives every client enough examples
@@ -80,12 +80,17 @@ class FederatedTask(JobConfig):
     clients: int = Field(50, ge=1, description="Clients in total.")
     concurrency: int = Field(25, ge=1, description="Clients at work at once.")
     buffer_size: int = Field(5, ge=1, description="Client updates of one step of the server.")
-    alpha: float = Field(0.3, gt=0, description="Of the Dirichlet partition: smaller makes clients' data differ more.")
+    alpha: float = Field(
+        0.3,
+        gt=0,
+        allow_inf_nan=False,
+        description="Of the Dirichlet partition: smaller makes clients' data differ more.",
+    )
     evaluate_every: int = Field(50, ge=1, description="Client updates between two evaluations.")
     local_steps: int = Field(10, ge=1, description="K: steps of SGD of a client update.")
     batch: int = Field(20, ge=1, description="Examples of a step of SGD at a client.")
-    local_lr: float = Field(0.1, gt=0, description="Learning rate of SGD at a client.")
-    weight_decay: float = Field(1e-4, ge=0, description="Weight decay of SGD at a client.")
+    local_lr: float = Field(0.1, gt=0, allow_inf_nan=False, description="Learning rate of SGD at a client.")
+    weight_decay: float = Field(1e-4, ge=0, allow_inf_nan=False, description="Weight decay of SGD at a client.")
     trace: Path | None = Field(
         None, description="Durations of the delay model `trace`: a CSV with the columns client (from 0) and duration."
     )
@@ -200,8 +205,12 @@ class Curve(TypedDict):
 
 
 def curve(trial: Trial) -> Curve:
-    """Evaluated after each ``evaluate_every`` client updates, rounded up to server rounds, and ``also_after``."""
-    with one_thread():
+    """Evaluated after each ``evaluate_every`` client updates, rounded up to server rounds, and ``also_after``.
+
+    Raises ValueError if clients diverge, and Cancelled in a worker whose run has ended.
+    """
+    subject = f"{trial.method} with the step {trial.step:g}, {trial.delays} delays, seed {trial.seed}"
+    with one_thread(), explain_divergence(subject, "local_lr or the server's step"):
         data = trial.task.splits()
         clients, params = local_sgd(trial.task, data["train"], trial.seed)
         server = simulator(trial, clients, params)
@@ -210,6 +219,7 @@ def curve(trial: Trial) -> Curve:
         rounds, times, accuracies, regular = [0], [0.0], [score(params)], [0]
         events: list[Event] = []
         for goal in sorted(regular_rounds.union(trial.also_after) - {0}):
+            stop_if_asked()
             events += server.run(goal)
             if goal in regular_rounds:
                 regular.append(len(rounds))

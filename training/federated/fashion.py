@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from training import fashion_mnist
-from training.fashion_mnist import FOLDER
+from training.fashion_mnist import FOLDER, DataFolder
 from training.federated.experiment import SPLIT, Examples, FederatedTask, Splits
 from training.run import rng_of
 
@@ -53,7 +53,7 @@ MODELS = {"mlp": mlp, "cnn": cnn}
 class FashionTask(FederatedTask):
     """A small network on Fashion-MNIST."""
 
-    data: Path = Field(FOLDER, description="A folder with Fashion-MNIST's four files.")
+    data: DataFolder = Field(FOLDER, description="A folder with Fashion-MNIST's four files.")
     model: Literal["mlp", "cnn"] = Field("mlp", description="The network.")
     hidden: int = Field(64, ge=4, description="Width of the network.")
     development: int = Field(

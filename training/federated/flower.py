@@ -16,7 +16,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
@@ -29,8 +29,6 @@ from training.federated.buffered import BufferedServer, Event, FederatedSettings
 from training.federated.rules import Layout, Rule
 
 log = logging.getLogger(__name__)
-
-MAX_FAILURES = 100  # at least so many answers in a row must fail before the run ends
 
 
 class ClientTraining(NamedTuple):
@@ -69,15 +67,15 @@ class FlowerSnapshot(ServerSnapshot):
 class AsyncServer(BufferedServer):
     """``AsyncServer(grid, model.state_dict(), rule, settings).run(rounds)`` returns the trained tensors.
 
-    ``settings``: ``timeout`` is in seconds. ``on_round(round, tensors)`` is called after each server round,
-    ``on_event`` with each event (``Event.time`` in seconds). ``checkpoint``: a file that is rewritten after each round;
-    if it exists, the run continues from it, and clients that were at work are asked again. ``poll``: seconds between
-    pulls.
+    ``settings``: ``timeout`` is in seconds. ``on_round(round, tensors)`` is called for each server round, ``on_event``
+    with each event (``Event.time`` in seconds). ``checkpoint``: a file that is rewritten after each pull that ends
+    rounds, before their ``on_round``; if it exists, the run continues from it, and clients that were at work are asked
+    again. ``poll``: seconds between pulls.
 
     An abandoned client gets work again once its late answer has arrived, or after a second ``timeout``. A client's
     number is that of its node, in the order in which nodes connected, lowest id first; a new node takes the place of a
-    disconnected one. Raises ValueError for tensors that are not of one floating-point type, and for a checkpoint of
-    another model, rule, number of clients or buffer size.
+    disconnected one. Raises ValueError for tensors that are not of one floating-point type, for a checkpoint of
+    another model, rule, number of clients or buffer size, and for one that could not be written or continued.
     """
 
     def __init__(
@@ -96,23 +94,25 @@ class AsyncServer(BufferedServer):
         self.layout = Layout.of(tensors)
         super().__init__(settings, rule, self.layout.pack(tensors))
         self.grid, self.checkpoint, self.on_round, self.on_event, self.poll = grid, checkpoint, on_round, on_event, poll
-        self.failures = 0  # in a row
         self.nodes: list[int] = []  # by client
         self.resumed: list[ClientTraining] = []  # at work when the checkpoint was written
         self.pending: dict[str, PendingAnswer] = {}  # by message
         self.abandoned: dict[str, PendingAnswer] = {}
         self.began, self.now = time.monotonic(), 0.0
-        if checkpoint is not None and checkpoint.exists():
-            self._restore(checkpoint)
+        if checkpoint is not None:
+            _check_continuable(checkpoint, rule)
+            if checkpoint.exists():
+                self._restore(checkpoint)
 
     def run(self, rounds: int) -> dict[str, Tensor]:
         """Continues to ``rounds`` server rounds, or more if the last pull has several.
 
         Waits until ``settings.concurrency`` clients are connected. Raises RuntimeError if only failures arrive.
         """
+        if self.round >= rounds:
+            return self.layout.unpack(self.params)
         while len(online := self._admit()) < self.settings.concurrency:
-            log.info("%d clients are connected, %d are needed", len(online), self.settings.concurrency)
-            time.sleep(max(self.poll, 1.0))
+            self._wait(f"{len(online)} clients are connected, {self.settings.concurrency} are needed")
         while self.resumed:
             self._ask(self.resumed.pop(0))
         refill = True
@@ -136,11 +136,17 @@ class AsyncServer(BufferedServer):
                 self.nodes[replaceable[0]] = node
         return {client for client, node in enumerate(self.nodes) if node in online}
 
+    def _wait(self, reason: str) -> None:
+        log.info(reason)
+        time.sleep(max(self.poll, 1.0))
+
     def _fill(self) -> None:
         places = self.settings.concurrency - len(self.pending)
         # An abandoned client that has not answered yet would queue the new work behind the old.
         busy = {pending.training.client for pending in [*self.pending.values(), *self.abandoned.values()]}
         free = sorted(self._admit() - busy) if places else []
+        if not self.pending and not free:
+            self._wait(f"no client is free, {len(self.abandoned)} have yet to answer")
         for _ in range(min(places, len(free))):
             number = self.started
             client, _ = self.draw_client(free)
@@ -183,7 +189,7 @@ class AsyncServer(BufferedServer):
         self._report_late(replies)
         self.abandoned |= late
         if self.round > before:
-            self._end_round()
+            self._end_rounds(range(before + 1, self.round + 1))
         elif not ended:
             time.sleep(self.poll)
         return self.settings.refill == "arrival" or self.round > before or not self.pending
@@ -202,7 +208,6 @@ class AsyncServer(BufferedServer):
         events = self.receive(self.now, training.client, training.version, answer.delta, answer.examples)
         if events[0].kind == "reject":
             return self._fail("reject", training, events[0].note)
-        self.failures = 0
         for event in events:
             self._emit(event)
 
@@ -220,7 +225,7 @@ class AsyncServer(BufferedServer):
             return f"unreadable: {type(error).__name__}: {error}"
         if vector.dtype != start.dtype:
             return f"the answer is {vector.dtype}, the model {start.dtype}"
-        return ClientAnswer(vector - start, examples)
+        return ClientAnswer(vector.to(start.device) - start, examples)
 
     def _report_late(self, replies: Mapping[str, Message]) -> None:
         for name in [*self.abandoned]:
@@ -232,10 +237,8 @@ class AsyncServer(BufferedServer):
                 del self.abandoned[name]
 
     def _fail(self, kind: str, training: ClientTraining, reason: str) -> None:
-        self.failures += 1
         self._emit(Event(self.now, kind, training.client, training.version, reason))
-        if self.failures >= max(MAX_FAILURES, 2 * self.settings.concurrency):
-            raise RuntimeError(f"{self.failures} answers in a row were unusable, the last: {reason}")
+        self.count_failure(reason)
 
     def _emit(self, event: Event) -> None:
         if event.note:
@@ -243,14 +246,16 @@ class AsyncServer(BufferedServer):
         if self.on_event is not None:
             self.on_event(event)
 
-    def _end_round(self) -> None:
+    def _end_rounds(self, rounds: Sequence[int]) -> None:
+        models = {number: self.models[number] for number in rounds}
         self.drop_models(pending.training.version for pending in self.pending.values())
         if self.checkpoint is not None:
             partial = self.checkpoint.with_suffix(".partial")
             torch.save(self._snapshot(), partial)
             os.replace(partial, self.checkpoint)
         if self.on_round is not None:
-            self.on_round(self.round, self.layout.unpack(self.params))
+            for number, params in models.items():
+                self.on_round(number, self.layout.unpack(params))
 
     def _origin(self) -> Origin:
         shapes = {name: list(shape) for name, shape in self.layout.shapes.items()}
@@ -266,7 +271,9 @@ class AsyncServer(BufferedServer):
         }
 
     def _restore(self, checkpoint: Path) -> None:
-        snapshot: FlowerSnapshot = torch.load(checkpoint, weights_only=True)
+        snapshot: FlowerSnapshot = torch.load(checkpoint, map_location=self.params.device, weights_only=True)
+        if "belongs_to" not in snapshot:
+            raise ValueError(f"{checkpoint} is not a checkpoint of AsyncServer: choose another name, or remove it")
         for name, value in self._origin().items():
             saved = snapshot["belongs_to"].get(name, value)  # an earlier version's has no buffer_size
             if saved != value:
@@ -275,6 +282,13 @@ class AsyncServer(BufferedServer):
         self.nodes = snapshot["nodes"]
         self.resumed = [ClientTraining(*training) for training in snapshot["pending"]]
         log.info("round %d: continuing from %s", self.round, checkpoint)
+
+
+def _check_continuable(checkpoint: Path, rule: Rule) -> None:
+    if not checkpoint.parent.is_dir():
+        raise ValueError(f"{checkpoint} cannot be written: there is no folder {checkpoint.parent}")
+    if " at 0x" in repr(rule):  # an address, which differs in the next process
+        raise ValueError(f"a checkpoint tells rules apart by their repr, not {rule!r}: make it a frozen dataclass, say")
 
 
 def _check_types(tensors: Mapping[str, Tensor]) -> None:

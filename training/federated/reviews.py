@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from training.checkpoints import open_checkpoints
 from training.federated import minilm
-from training.federated.comparison import ComparisonConfig, client_updates, compare, tuning_trials
+from training.federated.comparison import ComparisonConfig, ServerStep, client_updates, compare, tuning_trials
 from training.federated.comparison_checks import golden
 from training.federated.comparison_figures import draw
 from training.federated.experiment import SPLIT, Examples, FederatedTask, Splits
@@ -68,7 +68,7 @@ class ReviewsConfig(ComparisonConfig, ReviewsTask):
     """FADAS and other rules on LoRA adapters of MiniLM."""
 
     methods: tuple[str, ...] = Field(tuple(GRIDS), min_length=1, description="Server rules to compare.")
-    grids: dict[str, tuple[float, ...]] = Field(GRIDS, description="The server's steps to try, by method.")
+    grids: dict[str, tuple[ServerStep, ...]] = Field(GRIDS, description="The server's steps to try, by method.")
 
     def cached(self, location: str) -> CachedReviews:
         return CachedReviews(location=location, **{name: getattr(self, name) for name in ReviewsTask.model_fields})

@@ -64,14 +64,17 @@ class Simulator(BufferedServer):
         self.answers: dict[int, tuple[Tensor, int]] = {}  # by number: trained, not yet arrived
 
     def run(self, rounds: int) -> list[Event]:
-        """Continues to ``rounds`` server rounds, or more if the last instant has several."""
+        """Continues to ``rounds`` server rounds, or more if the last instant has several.
+
+        Raises RuntimeError as ``advance``.
+        """
         events = []
         while self.round < rounds:
             events += self.advance()
         return events
 
     def advance(self) -> list[Event]:
-        """The events of the next instant. Raises RuntimeError if there is none."""
+        """The events of the next instant. Raises RuntimeError if there is none, and if only failures arrive."""
         if not self.started:
             return self._fill()
         self.clock = self.running[0].ends
@@ -104,12 +107,16 @@ class Simulator(BufferedServer):
         running = self.running[0]
         if running.late:
             heapq.heappop(self.running)
+            self.count_failure(f"no answer within {self.settings.timeout:g}")
             return [Event(self.clock, "late", running.client, running.version)]
         if running.number not in self.answers:
             self._train(running.version)
         heapq.heappop(self.running)
         delta, examples = self.answers.pop(running.number)
-        return self.receive(self.clock, running.client, running.version, delta, examples)
+        events = self.receive(self.clock, running.client, running.version, delta, examples)
+        if events[0].kind == "reject":
+            self.count_failure(events[0].note)
+        return events
 
     def _train(self, version: int) -> None:
         """Trains in one call all clients that started from this model, or all; never before an answer is due."""

@@ -77,14 +77,16 @@ class Stack:
         """A step of each copy on its mean loss. ``inputs`` [n, b, ...], ``targets`` [n, b, ...]."""
         outputs, products = self._forward(inputs)
         loss = vmap(self.loss)(outputs, targets).sum()  # the gradient of each copy is that of its own mean loss
-        gradients = list(torch.autograd.grad(loss, [product.outputs for product in products] + self.differentiated))
+        variables = [product.outputs for product in products] + self.differentiated
+        gradients = torch.autograd.grad(loss, variables, allow_unused=True)
         decay = 1 - lr * weight_decay
         with torch.no_grad():
             for product, gradient in zip(products, gradients, strict=False):
                 product.weight.baddbmm_(gradient.mT, product.inputs, beta=decay, alpha=-lr)
                 product.bias.mul_(decay).sub_(gradient.sum(1), alpha=lr)
             for tensor, gradient in zip(self.differentiated, gradients[len(products) :], strict=True):
-                tensor.mul_(decay).sub_(gradient, alpha=lr)
+                if gradient is not None:  # a tensor that the loss does not reach stays, as torch.optim.SGD has it
+                    tensor.mul_(decay).sub_(gradient, alpha=lr)
 
     def _forward(self, hidden: Tensor) -> tuple[Tensor, list[Product]]:
         products = []

@@ -14,14 +14,14 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from training.federated.buffered import FederatedSettings
+from training.federated.buffered import FederatedSettings, explain_divergence
 from training.federated.delays import LARGE, official
 from training.federated.rules import RULES
 from training.federated.simulator import Simulator
@@ -37,29 +37,37 @@ if TYPE_CHECKING:
 
 PROMPTS, ROLLOUTS, HELD_OUT, FEDERATED, DELAYS, BOOTSTRAP = range(6)  # streams of random numbers
 ROWS = 16  # sampled rows per prompt, for every method
+TRAINING_PROMPTS, HELD_OUT_PROMPTS = 4000, 1000  # of the film reviews
+MAX_SEEDS = 1000
 METHODS = ("base", "best-of-16", "federated", "pooled")
 
 
 class FederatedValuesConfig(JobConfig):
     """The clients, their prompts and rollouts, and the server."""
 
-    seeds: int = Field(5, ge=1, description="Repetitions with separate prompts.")
+    seeds: int = Field(5, ge=1, le=MAX_SEEDS, description="Repetitions with separate prompts.")
     clients: int = Field(8, ge=2, description="Clients, each with prompts of its own.")
     prompts_per_client: int = Field(5, ge=2, description="A client's prompts. The last of each selects the settings.")
     rollouts_per_prompt: int = Field(8, ge=2, description="Plain samples of each prompt.")
-    heldout_prompts: int = Field(8, ge=2, description="Prompts of the comparison, which no client has.")
+    heldout_prompts: int = Field(
+        8, ge=2, le=HELD_OUT_PROMPTS, description="Prompts of the comparison, which no client has."
+    )
     max_tokens: int = Field(24, ge=4, description="Maximum length of a completion.")
     counted_tokens: int = Field(500, ge=1, description="How many of the most common tokens get a weight of their own.")
     rule: Literal["fadas", "fadas-min", "fadas-divide", "fedbuff", "fedadam", "fedams", "fedavg"] = Field(
         "fadas-divide", description="How the server uses the clients' updates."
     )
-    rates: tuple[float, ...] = Field((0.003, 0.01, 0.03), description="Server steps to try.")
-    penalties: tuple[float, ...] = Field((0.01, 0.1), description="Weights of |b|² in standard units, to try.")
+    rates: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
+        (0.003, 0.01, 0.03), min_length=1, description="Server steps to try."
+    )
+    penalties: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
+        (0.01, 0.1), min_length=1, description="Weights of |b|² in standard units, to try."
+    )
     rounds: int = Field(100, ge=1, description="Steps of the server.")
     concurrency: int = Field(4, ge=1, description="Clients at work at once.")
     buffer_size: int = Field(2, ge=1, description="Client updates of one step of the server.")
     local_steps: int = Field(10, ge=1, description="Steps of SGD of a client update.")
-    local_rate: float = Field(0.1, gt=0, description="Step size of SGD at a client.")
+    local_rate: float = Field(0.1, gt=0, allow_inf_nan=False, description="Step size of SGD at a client.")
     batch_size: int = Field(64, ge=1, description="Examples of a step of SGD at a client.")
 
     @model_validator(mode="after")
@@ -67,6 +75,19 @@ class FederatedValuesConfig(JobConfig):
         if self.concurrency > self.clients:
             raise ValueError(f"concurrency {self.concurrency} is more than the {self.clients} clients there are")
         return self
+
+    @model_validator(mode="after")
+    def _enough_prompts(self) -> FederatedValuesConfig:
+        prompts = self.clients * self.prompts_per_client
+        if prompts > TRAINING_PROMPTS:
+            raise ValueError(f"clients times prompts_per_client is {prompts}, above the {TRAINING_PROMPTS} prompts")
+        return self
+
+    @property
+    def repetition_seeds(self) -> range:
+        """One for each repetition; none is of a run with another ``seed``."""
+        first = MAX_SEEDS * self.seed
+        return range(first, first + self.seeds)
 
 
 class ClientRows(NamedTuple):
@@ -84,7 +105,7 @@ def run(config: FederatedValuesConfig, run: Run) -> dict[str, Any]:
 
     spec = {"type": "python", "name": "sentiment", "source": sentiment_grader_source()}
     with parse_grader(spec) as grader, EmbeddedEngine(prepare_model()) as engine:
-        seeds = [Seed(config, run, engine, grader, config.seed + i).evaluate() for i in range(config.seeds)]
+        seeds = [Seed(config, run, engine, grader, seed).evaluate() for seed in config.repetition_seeds]
     summary = summarise(config, seeds)
     agreement = summary["correlation"]["federated with pooled"]["mean"]
     run.check(
@@ -114,11 +135,13 @@ class Seed:
         from iro_server.engines.prompts import item_prompt_ids
         from training.iro.data import Prompt
 
-        train, held_out = prompt_rows(4000, 1000)
+        train, held_out = prompt_rows(TRAINING_PROMPTS, HELD_OUT_PROMPTS)
         per_client, clients = self.config.prompts_per_client, self.config.clients
-        sampled = rng_of(self.seed, PROMPTS).choice(4000, clients * per_client, replace=False).tolist()
-        tested = rng_of(self.seed, PROMPTS, 1).choice(1000, self.config.heldout_prompts, replace=False).tolist()
-        rows = [(i, train[i]) for i in sampled] + [(4000 + i, held_out[i]) for i in tested]
+        sampled = rng_of(self.seed, PROMPTS).choice(TRAINING_PROMPTS, clients * per_client, replace=False).tolist()
+        tested = (
+            rng_of(self.seed, PROMPTS, 1).choice(HELD_OUT_PROMPTS, self.config.heldout_prompts, replace=False).tolist()
+        )
+        rows = [(i, train[i]) for i in sampled] + [(TRAINING_PROMPTS + i, held_out[i]) for i in tested]
         prompts = [Prompt(i, tuple(item_prompt_ids(self.engine.tokenizer, row)), row) for i, row in rows]
         parts = [prompts[i * per_client : (i + 1) * per_client] for i in range(clients)]
         return parts, prompts[len(sampled) :]
@@ -128,7 +151,7 @@ class Seed:
         from training.iro.rollouts import Batch, roll_out, rollout_sampling, stored
 
         names = (f"{self.seed}-{name}-rollouts", f"{self.seed}-{name}-rewards")
-        stream = HELD_OUT if prompts[0].index >= 4000 else ROLLOUTS
+        stream = HELD_OUT if prompts[0].index >= TRAINING_PROMPTS else ROLLOUTS
         seeds = [derive_seed(self.seed, stream, prompt.index) for prompt in prompts]
         sampling, spec = rollout_sampling(1.0, self.engine.info), self.spec if keep else None
         batch = Batch(prompts, seeds, sampling, params, self.config.max_tokens, stack, spec=spec)
@@ -288,7 +311,8 @@ def federated(
     delays = official(config.clients, LARGE, rng_of(seed, DELAYS))
     zero = torch.zeros(rows[0].features.shape[1])
     simulator = Simulator(settings, RULES[config.rule](lr=rate), train, delays, zero)
-    simulator.run(config.rounds)
+    with explain_divergence(f"{config.rule} with the rate {rate:g} and the penalty {penalty:g}", "local_rate or rates"):
+        simulator.run(config.rounds)
     return simulator.params
 
 

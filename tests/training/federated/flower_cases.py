@@ -6,14 +6,16 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from training.federated.buffered import Event, FederatedSettings
-from training.federated.flower import MAX_FAILURES, AsyncServer
-from training.federated.rules import RULES
+from training.federated import flower
+from training.federated.buffered import MAX_FAILURES, Event, FederatedSettings
+from training.federated.flower import AsyncServer, ClientTraining
+from training.federated.rules import RULES, MeanOfBuffers
 
 TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1  # which messages ask for
 ZERO = {"weight": torch.zeros(3)}
@@ -140,6 +142,73 @@ def older_answers_than_allowed_are_rejected() -> None:
     assert [event.note for event in events if event.kind == "reject"] == ["2 rounds old, more than 1"]
 
 
+def every_round_is_reported_also_where_one_pull_ends_several() -> None:
+    rounds: dict[int, float] = {}
+    settings = FederatedSettings(clients=4, concurrency=4, buffer_size=1)
+    report = lambda number, tensors: rounds.update({number: float(tensors["weight"][0])})  # noqa: E731
+    server = AsyncServer(Grid(up, (1, 2, 3, 4)), ZERO, RULES["fedbuff"](), settings, on_round=report, poll=0)
+    server.run(6)
+    assert rounds == {number: float(number) for number in range(1, server.round + 1)} and server.round == 8
+
+
+def a_finished_run_that_is_called_again_asks_nobody() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "server.pt"
+        for grid in (Grid(up), Grid(up, nodes=())):
+            server = AsyncServer(grid, ZERO, RULES["fedbuff"](), ONE_BY_ONE, checkpoint=checkpoint, poll=0)
+            assert torch.equal(server.run(3)["weight"], torch.full((3,), 3.0))
+        assert not grid.sent
+
+
+def a_run_whose_nodes_have_gone_logs_that_none_is_free() -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(seconds: float) -> None:
+        raise Stopped(seconds)
+
+    grid = Grid(up)
+    server = AsyncServer(grid, ZERO, RULES["fedbuff"](), ONE_BY_ONE, on_round=lambda *_: vanish(), poll=0)
+
+    def vanish() -> None:
+        grid.nodes = ()
+
+    with patch("time.sleep", stop), patch.object(flower.log, "info") as info:
+        fails(lambda: server.run(2), Stopped, "1.0")
+    assert info.call_args.args == ("no client is free, 0 have yet to answer",)
+
+
+def answers_go_to_the_device_of_the_model() -> None:
+    server = AsyncServer(Grid(up), {"weight": torch.zeros(3, device="meta")}, RULES["fedbuff"](), ONE_BY_ONE)
+    content = RecordDict({"arrays": ArrayRecord(ZERO), "metrics": MetricRecord({"num-examples": 1})})
+    answer = server._read(ClientTraining(0, 0, 0), Message(content, 7, "train"))
+    assert answer.delta.device.type == "meta"
+
+
+def a_checkpoint_that_could_never_be_continued_is_refused_at_once() -> None:
+    class Mine:
+        def init(self, params: torch.Tensor) -> dict:
+            return {}
+
+        def step(self, state: dict, params: torch.Tensor, buffer: list) -> tuple[dict, torch.Tensor]:
+            return state, params + 1
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model.pt"
+        torch.save(ZERO, model)
+        for checkpoint, rule, words in (
+            (model, RULES["fedbuff"](), "model.pt is not a checkpoint of AsyncServer"),
+            (Path(folder) / "none" / "server.pt", RULES["fedbuff"](), "there is no folder"),
+            (Path(folder) / "server.pt", Mine(), "make it a frozen dataclass"),
+            (Path(folder) / "server.pt", MeanOfBuffers(Mine(), 1), "make it a frozen dataclass"),
+        ):
+            fails(
+                lambda c=checkpoint, r=rule: AsyncServer(Grid(up), ZERO, r, ONE_BY_ONE, checkpoint=c),
+                ValueError,
+                words,
+            )
+
+
 CASES = [
     each_answer_is_a_round,
     tensors_that_cannot_be_trained_are_refused,
@@ -149,6 +218,11 @@ CASES = [
     a_checkpoint_of_an_earlier_version_without_a_buffer_size_is_continued,
     a_new_node_takes_the_place_of_one_that_has_gone,
     older_answers_than_allowed_are_rejected,
+    every_round_is_reported_also_where_one_pull_ends_several,
+    a_finished_run_that_is_called_again_asks_nobody,
+    a_run_whose_nodes_have_gone_logs_that_none_is_free,
+    answers_go_to_the_device_of_the_model,
+    a_checkpoint_that_could_never_be_continued_is_refused_at_once,
 ]
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
-from training.federated.buffered import BufferedServer, Event, FederatedSettings
+from training.federated.buffered import MAX_FAILURES, BufferedServer, Event, FederatedSettings, UnusableAnswers
 from training.federated.rules import FedBuff
 
 ZERO = torch.zeros(2)
@@ -35,6 +36,19 @@ def test_a_rejected_update_does_not_enter_the_buffer() -> None:
     [event] = buffered.receive(2.0, 1, 0, torch.ones(2), 1)
     assert event == Event(2.0, "reject", 1, 0, "1 rounds old, more than 0")
     assert buffered.round == 1 and buffered.buffer == []
+
+
+@pytest.mark.parametrize(("concurrency", "limit"), [(3, MAX_FAILURES), (60, 120)])
+def test_failures_in_a_row_are_counted_from_the_last_usable_answer(concurrency: int, limit: int) -> None:
+    buffered = server(clients=60, concurrency=concurrency)
+    for _ in range(2):
+        for _ in range(limit - 1):
+            buffered.count_failure("late")
+        buffered.receive(1.0, 0, 0, torch.ones(2), 1)
+    for _ in range(limit - 1):
+        buffered.count_failure("late")
+    with pytest.raises(UnusableAnswers, match=f"{limit} answers in a row were unusable, the last: late"):
+        buffered.count_failure("late")
 
 
 def test_models_of_clients_at_work_and_the_newest_stay() -> None:

@@ -38,6 +38,17 @@ def shared() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.ReLU(), twice, nn.ReLU(), twice)
 
 
+class Spare(nn.Module):
+    """Has a trained layer that the loss does not reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare, self.out = nn.Linear(784, 3), nn.Linear(784, 10)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.out(inputs.flatten(1))
+
+
 class ResNet(nn.Module):
     """A residual block with batch norms, whose running means and variances are buffers."""
 
@@ -57,6 +68,7 @@ class ResNet(nn.Module):
 OTHERS = {
     "batch norms": ResNet,
     "no Sequential": Residual,
+    "a spare layer": Spare,
     "only one layer": lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10)),
     "a layer that comes twice": shared,
     "in place": lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(inplace=True), nn.Linear(8, 10)),
@@ -87,6 +99,18 @@ def test_a_batch_of_clients_learns_what_a_plain_loop_does(name: str, weight_deca
         assert plain.norm() > 0.1
     assert torch.equal(params, before)
     assert not torch.equal(together[0][0], together[3][0])  # the same client, another seed
+
+
+def test_a_client_without_examples_is_refused() -> None:
+    inputs, labels = torch.randn(5, 784), torch.zeros(5, dtype=torch.int64)
+    with pytest.raises(ValueError, match="client 1 has no examples"):
+        LocalSGD(nn.Linear(784, 10), inputs, labels, [np.arange(5), np.arange(0)])
+
+
+def test_rows_are_on_the_device_of_the_inputs() -> None:
+    inputs, labels = torch.empty(5, 3, device="meta"), torch.empty(5, device="meta", dtype=torch.int64)
+    clients = LocalSGD(nn.Linear(3, 2), inputs, labels, [np.arange(5)])
+    assert clients._rows([0], [0]).device == inputs.device
 
 
 def test_each_may_start_from_a_model_of_its_own() -> None:

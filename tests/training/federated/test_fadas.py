@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,15 +11,15 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from training.fashion_mnist import FOLDER
+from training.fashion_mnist import FILES, FOLDER
 from training.federated.buffered import Event
-from training.federated.comparison_summary import summary
+from training.federated.comparison_summary import end, summary
 from training.federated.experiment import METHODS, Curve, Trial, curve, settings, staleness
 from training.federated.fadas import JOB, FadasConfig
 from training.federated.fashion import FashionTask
 from training.federated.schedule import Participation, retimed, schedule
 from training.intervals import band
-from training.run import Cancelled
+from training.run import Cancelled, RunError
 
 needs_data = pytest.mark.skipif(not FOLDER.is_dir(), reason="apt install dataset-fashion-mnist")
 TASK = {"clients": 12, "concurrency": 6, "buffer_size": 3, "hidden": 8, "local_steps": 2, "evaluate_every": 12}
@@ -128,6 +130,48 @@ def curve_of(rounds: list[int], times: list[float], accuracy: list[float], oldes
     }
 
 
+@needs_data
+def test_a_trial_whose_clients_diverge_names_its_step() -> None:
+    trial = Trial(FashionTask.model_validate(TASK | {"local_lr": 1e30}), "FADAS", 2e-3, "mild", 1, 12)
+    with pytest.raises(
+        ValueError, match=r"FADAS with the step 0\.002, mild delays, seed 1: .* not finite; lower local_lr"
+    ):
+        curve(trial)
+
+
+@needs_data
+def test_a_trial_in_a_worker_stops_between_evaluations_once_its_run_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = threading.Event()
+    monkeypatch.setattr("training.workers._stop", stop)
+    trial = Trial(FashionTask.model_validate(TASK), "FADAS", 2e-3, "mild", 1, 12)
+    assert len(curve(trial)["rounds"]) == 2
+    stop.set()
+    with pytest.raises(Cancelled):
+        curve(trial)
+
+
+def test_the_final_accuracy_is_of_trained_models() -> None:
+    """The evaluation before training is not among the last three of a run that has fewer."""
+    regular = curve_of([0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [0.1, 0.5, 0.6, 0.7, 0.8]) | {"regular": [0, 1, 2, 3, 4]}
+    assert end(regular) == pytest.approx((0.6 + 0.7 + 0.8) / 3)
+    assert end(curve_of([0, 2], [0, 10], [0.1, 0.7])) == pytest.approx(0.7)
+
+
+def test_a_folder_of_a_run_takes_no_other_data(tmp_path: Path) -> None:
+    data, read_labels = tmp_path / "data", []
+    data.mkdir()
+    for file in FILES.values():
+        (data / file).write_bytes(b"first")
+    job = replace(JOB, draw=None, run=lambda config, run: {"labels": read_labels.append(config.data) or 1})
+    job.execute({"data": data}, tmp_path / "out")
+    (data / "readme.txt").write_text("of another file the run reads nothing")
+    job.execute({"data": data}, tmp_path / "out")
+    (data / FILES["test labels"]).write_bytes(b"second")
+    with pytest.raises(RunError, match="out holds a run of another data; choose another folder"):
+        job.execute({"data": data}, tmp_path / "out")
+    assert len(read_labels) == 1
+
+
 NOBODY: dict[str, Participation] = {}
 
 
@@ -147,6 +191,26 @@ def test_the_share_of_rounds_with_a_lower_step_is_of_all_rounds_of_all_seeds() -
     seeds = [curve_of([0, 4], [0, 10], [0, 1]) | {"staleness": [0] * 4, "bound": bound} for bound in (1, 3)]
     result = summary({"FADAS": seeds}, {"FADAS": {"step": 2e-3}}, NOBODY)
     assert result["methods"]["FADAS"]["lowered_step_share"] == (1 + 3) / (2 * 4)
+
+
+def test_seeds_may_differ_in_their_number_of_rounds() -> None:
+    """Several rounds may end at the last instant, by a number that depends on the seed."""
+    seeds = [
+        curve_of([0, rounds], [0, 10], [0, 1]) | {"staleness": [1] * rounds, "bound": bound}
+        for rounds, bound in ((4, 0), (5, 3))
+    ]
+    row = summary({"FADAS": seeds}, {"FADAS": {"step": 2e-3}}, NOBODY)["methods"]["FADAS"]
+    assert (row["oldest"], row["mean_oldest"], row["lowered_step_share"]) == (1, 1.0, 3 / 9)
+
+
+@needs_data
+def test_a_trace_in_which_rounds_end_at_one_instant_has_a_result(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    durations = np.random.default_rng(0).choice([1, 2, 3, 5], 12)
+    trace.write_text("client,duration\n" + "".join(f"{i},{value}\n" for i, value in enumerate(durations)))
+    config = TINY | {"methods": ("FADAS",), "delays": ("trace",), "trace": trace, "buffer_size": 2, "seeds": 3}
+    result = replace(JOB, draw=None).execute(config, tmp_path / "out")
+    assert len(result["results"]["trace"]["methods"]["FADAS"]["per_seed"]) == 3
 
 
 def test_the_accuracy_in_time_is_that_of_the_last_model_and_not_of_one_to_come() -> None:
@@ -169,6 +233,27 @@ def test_names_that_are_not_known_are_refused(field: str) -> None:
         ValidationError, match=f"no {'delay model' if field == 'delays' else 'method'} FADUS; there are"
     ):
         FadasConfig.model_validate({field: {"FADUS": 1.0} if field == "steps" else ["FADUS"]})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("steps", {"FADAS": math.nan}, "finite"),
+        ("steps", {"FADAS": 0.0}, "greater than 0"),
+        ("grids", {"FADAS": [1e-3, -1.0]}, "greater than 0"),
+        ("local_lr", math.inf, "finite"),
+        ("alpha", math.inf, "finite"),
+        ("weight_decay", math.nan, "finite"),
+        ("golden", {"mild, FADSA": 0.8}, "no method FADSA"),
+        ("golden", {"milder, FADAS": 0.8}, "no delay model milder"),
+        ("methods", ["FADAS", "FedBuff", "FADAS"], "FADAS is named twice"),
+        ("delays", ["mild", "mild"], "mild is named twice"),
+        ("seed", -1, "greater than or equal to 0"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused_by_field(field: str, value: object, reason: str) -> None:
+    with pytest.raises(ValidationError, match=f"(?s){field}.*{reason}"):
+        FadasConfig.model_validate({field: value})
 
 
 @pytest.mark.parametrize("field", ["updates", "tuning_updates"])

@@ -69,7 +69,7 @@ def test_the_server_with_a_grid_that_answers_at_once() -> None:
         [str(BIN / "python"), str(cases)], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True
     )
     assert done.returncode == 0, (done.stdout + done.stderr).decode()
-    assert len(done.stdout.splitlines()) == 8
+    assert len(done.stdout.splitlines()) == 13
 
 
 BAD = {"nan": NAN, "shape": SHAPE, "raises": RAISES}

@@ -211,6 +211,16 @@ def test_clients_that_send_rubbish_are_rejected_and_the_run_goes_on() -> None:
     assert ours.round >= 20 and ours.params.isfinite().all()
 
 
+def test_a_run_of_failures_alone_ends_with_the_last_reason() -> None:
+    def diverged(params: Tensor, clients: Sequence[int], seeds: Sequence[int]) -> list[tuple[Tensor, int]]:
+        return [(params * math.nan, 1) for _ in clients]
+
+    with pytest.raises(RuntimeError, match="100 answers in a row were unusable, the last: 3 of 3 values are not fin"):
+        simulator(FedBuff(), train=diverged).run(1)
+    with pytest.raises(RuntimeError, match=r"100 answers in a row were unusable, the last: no answer within 0\.5"):
+        simulator(FedBuff(), timeout=0.5).run(1)
+
+
 @pytest.mark.parametrize("refill", ["arrival", "round"])
 def test_clients_that_vanish_are_given_up_at_the_timeout(refill: str) -> None:
     vanishing = Trace([[math.inf], [math.inf]] + [[1.0, 2.0]] * (N - 2))

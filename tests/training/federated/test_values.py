@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from training.federated import values
 from training.federated.values import (
@@ -55,6 +57,13 @@ def test_what_clients_learn_together_is_the_pooled_fit(rule: str) -> None:
     assert (b - pooled).norm() < 0.1 * pooled.norm()
 
 
+def test_clients_that_diverge_are_an_error_that_says_what_to_lower() -> None:
+    clients = [_centred(rows(seed), torch.ones(FEATURES)) for seed in range(CLIENTS)]
+    config = FederatedValuesConfig(clients=CLIENTS, local_rate=1e30)
+    with pytest.raises(ValueError, match=r"fadas-divide with the rate 0\.01 .* not finite; lower local_rate or rates"):
+        federated(config, clients, rate=0.01, penalty=0.0, seed=0)
+
+
 def test_a_client_alone_selects_its_own_penalty_on_the_rows_of_the_pooled_fit() -> None:
     """A client of few, noisy rows needs a larger penalty than the pooled fit."""
     draw = torch.Generator().manual_seed(0)
@@ -72,6 +81,33 @@ def test_a_client_alone_selects_its_own_penalty_on_the_rows_of_the_pooled_fit() 
     assert pooled.chosen == fit_ridge(spec, clients, choosing, within=True, block_scales={}).chosen
     assert alone[0].chosen == fit_ridge(spec, clients[:1], choosing, within=True, block_scales={}).chosen
     assert alone[0].chosen > pooled.chosen
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"rates": []}, "rates"),
+        ({"penalties": []}, "penalties"),
+        ({"rates": [0.01, math.nan]}, "rates"),
+        ({"rates": [0.0]}, "rates"),
+        ({"penalties": [-0.1]}, "penalties"),
+        ({"local_rate": math.inf}, "local_rate"),
+        ({"heldout_prompts": 1001}, "heldout_prompts"),
+        (
+            {"clients": 1000, "prompts_per_client": 5},
+            "clients times prompts_per_client is 5000, above the 4000 prompts",
+        ),
+    ],
+)
+def test_configs_that_would_fail_after_the_rollouts_are_refused(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        FederatedValuesConfig.model_validate(fields)
+
+
+def test_runs_with_other_seeds_share_no_repetition() -> None:
+    seeds = [FederatedValuesConfig(seed=seed, seeds=1000).repetition_seeds for seed in range(3)]
+    assert len(set().union(*seeds)) == 3000
+    assert [*FederatedValuesConfig().repetition_seeds] == [0, 1, 2, 3, 4]
 
 
 def test_choices_at_an_end_of_their_grid_are_marked() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +22,7 @@ from training.bilevel.problems.fashion_mnist import Images
 from training.bilevel.problems.hyper_cleaning import PROBLEM, Agents, Batch, accuracy, share_out, start, wrong_label_auc
 from training.bilevel.studies.comparison import ByteCurve, bytes_ratio, check_points, run_method, steps_within
 from training.bilevel.studies.hyper_cleaning_figure import draw
-from training.fashion_mnist import FOLDER, SIDE
+from training.fashion_mnist import FOLDER, SIDE, DataFolder
 from training.intervals import band
 from training.json_values import JsonObject
 from training.run import Job, JobConfig, Run, check_names
@@ -77,7 +76,7 @@ class HyperCleaningConfig(JobConfig):
         description="Each method runs once with alpha and beta times each of these, on a separate draw at the middle "
         "corruption, and uses the scale with the best accuracy on training images that no agent of that draw has.",
     )
-    data: Path = Field(FOLDER, description="A folder with Fashion-MNIST.")
+    data: DataFolder = Field(FOLDER, description="A folder with Fashion-MNIST.")
 
     @field_validator("corruptions")
     @classmethod

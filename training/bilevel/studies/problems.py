@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NotRequired, TypedDict
 
 import numpy as np
@@ -17,7 +16,7 @@ from training.bilevel.problem import Tree
 from training.bilevel.studies.comparison import ByteCurve, bytes_ratio, check_points, run_method, steps_within
 from training.bilevel.studies.problems_figure import draw
 from training.bilevel.studies.ready_problems import STUDIES
-from training.fashion_mnist import FOLDER
+from training.fashion_mnist import FOLDER, DataFolder
 from training.intervals import band
 from training.run import Job, JobConfig, Run, check_names
 
@@ -43,7 +42,7 @@ class ReadyProblemsConfig(JobConfig):
         "and uses the scale with the best final score; accuracies of that draw are on training images that none of its "
         "agents has.",
     )
-    data: Path = Field(FOLDER, description="A folder with Fashion-MNIST.")
+    data: DataFolder = Field(FOLDER, description="A folder with Fashion-MNIST.")
 
     @field_validator("studies")
     @classmethod
