@@ -56,7 +56,7 @@ def test_csv_has_texts_and_conversations_as_json(tmp_path: Path) -> None:
         ("a.csv", b'prompt\n"a"b\n', "cannot be read as csv"),
         ("a.csv", b"prompt,prompt\nx,y\n", "first row"),
         ("a.csv", b"", "first row"),
-        ("a.csv", b"prompt\n\xff\n", "can't decode byte 0xff"),
+        ("a.csv", b"prompt\n\xff\n", "it is not UTF-8: save the file as UTF-8"),
         ("a.csv", b'messages\n"[{"\n', "row 1: the field 'messages'"),
         ("a.csv", b'prompt,tools\na,"[{"\n', "row 1: the field 'tools'"),
         ("a.csv", b"messages\n[NaN]\n", "row 1: the field 'messages' is no JSON: Out of range"),

@@ -143,7 +143,7 @@ BAD = [
     ({"tool_choice": {"type": "function", "function": {"name": "unknown"}}}, "tool_choice"),
     ({"tool_choice": "always"}, "tool_choice"),
     ({"messages": [*HI, {"role": "tool", "content": "sunny"}]}, "messages.1"),
-    ({"messages": [{"role": "user", "content": "a", "tool_calls": []}, {"role": "assistant"}]}, "messages.1"),
+    ({"messages": [{"role": "user", "content": "a", "tool_calls": []}, {"role": "assistant"}]}, "messages.1.content"),
 ]
 
 

@@ -159,7 +159,7 @@ def test_a_cancelled_job_stops_its_worker(tmp_path, name):
         wait_for(lambda: lock.holder(settings.job_dir(job_id)) is None)
         job = client.fine_tuning.jobs.retrieve(job_id)
         assert (job.status, job.error) == ("cancelled", None)
-        with pytest.raises(Exception, match="already cancelled"):
+        with pytest.raises(Exception, match="its status is cancelled"):
             client.fine_tuning.jobs.cancel(job_id)
 
 

@@ -156,7 +156,7 @@ def test_items_without_an_answer_are_marked_and_their_run_is_deleted(browser, ev
     id = new_eval(evaluated.client, [SAYS_Z])
     evaluated.client.evals.update(id, name="errors")
     run_eval(evaluated.client, id, sampled(2))
-    template = {"type": "template", "template": [{"role": "user", "content": "say {{item.question}}"}]}
+    template = {"type": "template", "template": [{"role": "user", "content": "say {{item.q.question}}"}]}
     run = run_eval(evaluated.client, id, sampled(2) | {"input_messages": template})
     assert run.result_counts.errored == 2
     with opened(browser, evaluated.address, f"/#/evals/{id}") as (page, watch):
