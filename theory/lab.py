@@ -229,7 +229,7 @@ def draw_required(figure: FigureBase, result: Result, symbols: Mapping[str, str]
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         at_limit = sum(fit.get("at_limit", ()))  # results of earlier versions do not tell it
-        without = f", {at_limit} beyond what was tried" if at_limit else ""
+        without = f"\n{at_limit} beyond what was tried" if at_limit else ""
         title = f"{slope_text(fit['slope'])}\ndotted: {expected:g}{without}"
         axes.set_title(title.replace(": -", ": −"), fontsize=9)
 

@@ -4,29 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.research import claims as verdicts
 from benchmarks.research.claims import NOISE, Claim, against, at, exact, negative, paired, positive, zero
 from benchmarks.tables import table
 from iro_server import JsonObject
-
-# Claims as earlier versions recorded them, whose verdict says more than was tested: what their numbers show.
-RESTATED = {
-    "attention on the same step, other patterns, rises and falls: .41 at its peak, .05 at the end": (
-        "confirmed of the fall; the rise was not tested"
-    ),
-    "out-of-domain error falls with S_1 .5, .7, .9, 1.1, 1.3: .045 to .002 (mean patterns)": (
-        "confirmed of mean patterns, whose norm grows too; of orthonormal ones not tested"
-    ),
-    "training context: grows no faster than α^(−1): log–log slope above −1": (
-        "undecided, because values at both ends of the lengths tried are in the slope"
-    ),
-}
-
-
-def claims(content: JsonObject) -> str:
-    """The table of a results file's claims, with the verdicts of ``RESTATED``."""
-    rows = [claim | {"verdict": RESTATED.get(claim["paper"], claim["verdict"])} for claim in content["claims"]]
-    return verdicts.claims(content | {"claims": rows})
 
 
 def gradient_flow(result: JsonObject) -> JsonObject:

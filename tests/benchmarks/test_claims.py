@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.record import read
-from benchmarks.redraw import ROOT
 from benchmarks.research import theory
 from benchmarks.research.claims import (
     against,
@@ -61,18 +59,6 @@ def test_a_slope_counts_the_values_beyond_what_was_tried_and_none_is_no_verdict(
     row = theory._exponent("context", nothing, positive)
     assert row["verdict"].startswith("not shown at this scale") and row["ours"] == []
     assert "not shown" in claims({"claims": [row]})
-
-
-def test_recorded_verdicts_that_say_more_than_was_tested_are_restated() -> None:
-    for paper, verdict in theory.RESTATED.items():
-        row = {"paper": paper, "ours": [], "verdict": "confirmed"}
-        assert f"| {verdict} |" in theory.claims({"claims": [row]})
-    recorded = {
-        claim["paper"]
-        for job in ("cot", "icl")
-        for claim in read(ROOT / f"results/theory.{job}/two-cores.json")["claims"]
-    }
-    assert theory.RESTATED.keys() <= recorded
 
 
 def icl_studies(small: JsonObject, large: JsonObject) -> JsonObject:
