@@ -92,6 +92,7 @@ def test_other_rewards_than_dm_controls_fail_the_check_of_parity(monkeypatch: py
     assert _parity() > 0.5
 
 
+@pytest.mark.slow(4)
 def test_evaluations_start_where_no_training_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     starts: list[np.ndarray] = []
 

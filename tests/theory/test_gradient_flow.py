@@ -232,6 +232,7 @@ def test_a_small_variance_slows_the_flows_and_refutes_nothing(tmp_path: Path) ->
     assert result["studies"]["flows"]["II"]["times"][-1] == pytest.approx(90 / 0.3**2)
 
 
+@pytest.mark.slow(2)
 def test_two_rates_are_drawn_without_a_slope(tmp_path: Path) -> None:
     result = JOB.execute({"rates": (0.04, 0.02), "repeats": 2, "batch": 32, "studies": ["sgd"]}, tmp_path)
     assert result["studies"]["sgd"]["slope"]["mean"] is None and (tmp_path / "figures" / "sgd.png").exists()

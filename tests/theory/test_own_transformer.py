@@ -55,6 +55,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(make, config, tmp_path: Pat
     assert job.execute(config, tmp_path / "cut")["own"] == uninterrupted["own"]
 
 
+@pytest.mark.slow(4)
 def test_chains_report_the_share_of_right_next_steps(tmp_path: Path) -> None:
     result = cot_job("tests.own", MeanOfColumns).execute(COT, tmp_path)["own"]
     losses = result["curves"]["loss"]["mean"]
