@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from iro_server import JsonObject
 from iro_server.api.errors import bad_request
+from iro_server.engines.quoted_tokens import strings
 from iro_server.graders.templates import item_fields
 from iro_server.jobs.evals.criteria import criterion_names
 
@@ -37,12 +38,4 @@ def _fields_of_messages(input_messages: JsonObject) -> set[str]:
 
 
 def _fields_of(value: Any) -> set[str]:
-    return set().union(*map(item_fields, _texts(value)))
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts(part)
+    return set().union(*map(item_fields, strings(value)))
