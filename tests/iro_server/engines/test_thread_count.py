@@ -56,19 +56,24 @@ def test_neither_a_moment_nor_a_long_rest_changes_it(monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def busy_cores() -> Iterator[None]:
-    cores = os.cpu_count() or 1
-    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
+    """Two processes a core that compute, and have begun to."""
+    program = "print(flush=True)\nwhile True: pass"
+    command = [sys.executable, "-c", program]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2 * (os.cpu_count() or 1))]
+    for process in processes:
+        assert process.stdout and process.stdout.readline() == b"\n"
     yield
     for process in processes:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def test_one_remains_on_a_busy_machine(busy_cores: None) -> None:
-    threads = ThreadCount(8)
-    time.sleep(2 * INTERVAL)
-    threads.update()
-    assert threads.count == 1
+    threads, deadline = ThreadCount(8), time.monotonic() + 20
+    while threads.count != 1:
+        assert time.monotonic() < deadline, f"{threads.count} threads still"
+        time.sleep(INTERVAL)
+        threads.update()
 
 
 async def test_an_engine_keeps_its_number_in_lockstep_and_adapts_it_otherwise(tmp_path: Path) -> None:
