@@ -19,7 +19,7 @@ FILES = sorted((ROOT / "results").rglob("*.json"))
 TABLES = sorted({table for path in documents() for table in tables(path.read_text())})
 NUMBER = re.compile(r"\d[\d,.]*")
 MACHINE_PATH = re.compile(r"(?<![\w.>~/])/(?!(?:dev|etc|proc|sys|usr)/)[\w.]+/[\w.]")
-DELETIONS = 50  # of a file, evenly spaced: a digest of all of it notices them
+DELETIONS = 10  # of a file, evenly spaced: a digest of all of it notices them
 Place = tuple[Any, ...]
 
 

@@ -50,6 +50,7 @@ def comparable(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in ("seconds", "perplexity")}
 
 
+@pytest.mark.slow(16)
 def test_jobs_fit_the_tilts_that_vllm_applies_where_asked() -> None:
     for vllm_tilts, parts in ((False, TILT_PARTS), (True, {"bias", "words", "states", "sharpness"})):
         with open_engine(BenchTasksConfig(tasks=("keywords",), vllm_tilts=vllm_tilts)) as engine:
