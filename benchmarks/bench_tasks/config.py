@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from iro_server import JsonObject
 from iro_server.engines.endpoints import Precision
@@ -17,6 +17,10 @@ DECODERS = (
 )
 METHOD_NAMES = (*DECODERS, "dpo", "grpo")
 """The keys of ``methods.METHODS``, which imports this configuration."""
+MAX_ROWS = 256  # that step at once
+Rows = Annotated[int, Field(ge=1, le=MAX_ROWS)]
+Strength = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Named = TypeVar("Named", str, int, float)
 
 
 class BenchTasksConfig(JobConfig):
@@ -38,16 +42,18 @@ class BenchTasksConfig(JobConfig):
 
     tasks: tuple[str, ...] = Field(min_length=1, description="The tasks, by name.")
     methods: tuple[str, ...] = Field(
-        DECODERS, description="The decoding methods to compare, and the trainers dpo and grpo."
+        DECODERS, min_length=1, description="The decoding methods to compare, and the trainers dpo and grpo."
     )
-    rows: tuple[int, ...] = Field((1, 2, 4, 16, 64), description="Rows of a prompt: what a method may sample at once.")
+    rows: tuple[Rows, ...] = Field(
+        (1, 2, 4, 16, 64), min_length=1, description="Rows of a prompt: what a method may sample at once."
+    )
     measured_rows: int = Field(
         1, ge=1, description="Rows of a prompt that are sampled at least: methods of fewer rows answer several times."
     )
     seeds: int = Field(5, ge=1, description="Repetitions, each with prompts and value functions of its own.")
     seeds_of: dict[str, int] = Field({}, description="Fewer seeds for some methods.")
     tasks_of: dict[str, tuple[str, ...]] = Field({}, description="Fewer tasks for some methods.")
-    tilt_strengths: tuple[float, ...] = Field(
+    tilt_strengths: tuple[Strength, ...] = Field(
         (),
         description="Multiples of a tilt at one row, ours and a static bias's: reward by strength.",
     )
@@ -75,6 +81,14 @@ class BenchTasksConfig(JobConfig):
         "float32", description="Of products on a CPU; bfloat16 takes less time (docs/models.md#data-types)."
     )
     concurrency: int = Field(8, ge=1, description="Prompts of 16 rows or more that are decoded at once.")
+
+    @field_validator("tasks", "methods", "rows", "tilt_strengths")
+    @classmethod
+    def _distinct(cls, values: tuple[Named, ...]) -> tuple[Named, ...]:
+        repeated = sorted({value for value in values if values.count(value) > 1})
+        if repeated:
+            raise ValueError(f"{', '.join(map(str, repeated))} is named twice")
+        return values
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:

@@ -18,8 +18,8 @@ MARKS = "osD^v<>Ph*Xd"
 
 
 def frontier(content: JsonObject, path: Path) -> None:
-    """Held-out reward with its interval against base tokens an answer, one panel a task; filled marks are of methods
-    that call the grader while they decode."""
+    """Held-out reward with its interval against base tokens an answer, one panel a task; filled marks are of answers
+    for which the grader was called."""
     draw_panels(points(content, "base_tokens"), path, "base tokens of an answer", log=True)
 
 
@@ -32,12 +32,27 @@ def by_seconds(content: JsonObject, path: Path) -> None:
 
 def drift(content: JsonObject, path: Path) -> None:
     """The same against the nats that an answer of one row is from the frozen model, of tilts at other strengths too."""
-    measured = points(content, "kl")
-    frozen = [point | {"cost": 0.0} for point in measured if point["method"] == "base"]
-    scaled = scaled_points(content)
-    names = dict.fromkeys((point["task"], point["method"]) for point in scaled)
-    starts = [point | {"method": method} for task, method in names for point in frozen if point["task"] == task]
-    draw_panels([*measured, *starts, *scaled], path, "KL from the frozen model (nats an answer)", log=False)
+    draw_panels(points_by_nats(content), path, "KL from the frozen model (nats an answer)", log=False)
+
+
+def points_by_nats(content: JsonObject) -> list[JsonObject]:
+    """``points`` by nats; of a method whose tilt was measured at other strengths also those and the frozen model, all
+    of the seeds that were measured so: they are a line of the same jobs."""
+    tilts = [row for row in content["tilts"] if row["tilted"] and row["strength"]]
+    seeds: dict[tuple[str, str], set[int]] = {}
+    for row in tilts:
+        seeds.setdefault((row["task"], row["method"]), set()).add(row["seed"])
+    rows = [row for row in content["rows"] if row["kl"] is not None]
+    own = [row for row in rows if row["seed"] in seeds.get((row["task"], row["method"]), {row["seed"]})]
+    starts = [
+        row | {"method": method}
+        for task, method in seeds
+        for row in rows
+        if (row["task"], row["method"]) == (task, "base") and row["seed"] in seeds[task, method]
+    ]
+    scaled = [[row for row in tilts if row["strength"] == each] for each in {row["strength"] for row in tilts}]
+    by_point = [own, starts, *scaled]
+    return [point for rows in by_point for point in points({"rows": rows, "intervals": intervals(rows)}, "kl")]
 
 
 def points(content: JsonObject, cost: str) -> list[JsonObject]:
@@ -50,13 +65,6 @@ def points(content: JsonObject, cost: str) -> list[JsonObject]:
         if (mean := mean_of(rows, cost)) is not None:
             known.append(cell | {"cost": mean, "reward_calls": mean_of(rows, "reward_calls")})
     return known
-
-
-def scaled_points(content: JsonObject) -> list[JsonObject]:
-    """Likewise, by nats, of the methods whose tilt was measured at other strengths."""
-    tilts = [row for row in content["tilts"] if row["tilted"] and row["strength"]]
-    by_strength = [[row for row in tilts if row["strength"] == each] for each in {row["strength"] for row in tilts}]
-    return [point for rows in by_strength for point in points({"rows": rows, "intervals": intervals(rows)}, "kl")]
 
 
 def draw_panels(cells: Sequence[JsonObject], path: Path, label: str, log: bool) -> None:
@@ -74,7 +82,7 @@ def draw_panels(cells: Sequence[JsonObject], path: Path, label: str, log: bool) 
         for number, method in enumerate(methods):
             of_method = [cell for cell in cells if (cell["task"], cell["method"]) == (task, method)]
             if of_method:
-                mark = {"fmt": f"{MARKS[number % len(MARKS)]}-", "color": f"C{number % 10}", "label": method}
+                mark = {"fmt": MARKS[number % len(MARKS)], "color": f"C{number % 10}", "label": method}
                 draw_method(axes, of_method, mark)
         if log:
             axes.set_xscale("log", base=2)
@@ -94,18 +102,19 @@ def draw_panels(cells: Sequence[JsonObject], path: Path, label: str, log: bool) 
 
 
 def draw_method(axes: Axes, cells: Sequence[JsonObject], mark: JsonObject) -> None:
+    """A line of the cells by cost, with their intervals; filled marks where a cell has ``reward_calls``."""
     cells = sorted(cells, key=lambda cell: cell["cost"])
-    rewards = [cell["reward"] for cell in cells]
-    spread = [
-        [reward["mean"] - reward["low"] for reward in rewards],
-        [reward["high"] - reward["mean"] for reward in rewards],
-    ]
-    axes.errorbar(
-        [cell["cost"] for cell in cells],
-        [reward["mean"] for reward in rewards],
-        yerr=spread,
-        mfc=None if any(cell["reward_calls"] for cell in cells) else "white",
-        lw=1,
-        capsize=2,
-        **mark,
-    )
+    axes.plot(*positions(cells), lw=1, color=mark["color"])
+    graded, ungraded = ([cell for cell in cells if bool(cell["reward_calls"]) == calls] for calls in (True, False))
+    for marked, face in ((ungraded, "white"), (graded, mark["color"])):
+        rewards = [cell["reward"] for cell in marked]
+        spread = [
+            [reward["mean"] - reward["low"] for reward in rewards],
+            [reward["high"] - reward["mean"] for reward in rewards],
+        ]
+        if marked:
+            axes.errorbar(*positions(marked), yerr=spread, mfc=face, lw=1, capsize=2, **mark)
+
+
+def positions(cells: Sequence[JsonObject]) -> tuple[list[float], list[float]]:
+    return [cell["cost"] for cell in cells], [cell["reward"]["mean"] for cell in cells]

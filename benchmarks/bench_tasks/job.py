@@ -27,6 +27,7 @@ def run(config: BenchTasksConfig, run: Run) -> JsonObject:
     """``rows`` of the results file, ``training`` of each piece and of its adapters, ``jobs``: what each alignment job
     says of itself, ``tuning`` of strengths and temperatures, ``tilts`` at other strengths, ``iterations`` of each job,
     ``intervals``, paired ``comparisons`` and ``iteration_gains``."""
+    from benchmarks.bench_tasks.checks import check_prompts, check_rows
     from benchmarks.bench_tasks.engine import open_engine
     from benchmarks.bench_tasks.measure import comparisons, intervals, iteration_gains
     from benchmarks.bench_tasks.refitted_bias import strength_step
@@ -34,6 +35,8 @@ def run(config: BenchTasksConfig, run: Run) -> JsonObject:
 
     if set(config.methods) & set(YARDSTICKS):
         require_trl()
+    check_rows(config)
+    check_prompts(config)
     measured: dict[str, list[JsonObject]] = {"rows": [], "tilts": [], "iterations": []}
     training: list[JsonObject] = []
     jobs: list[JsonObject] = []
@@ -154,7 +157,7 @@ def repetition_suffix(config: BenchTasksConfig, rows: int) -> str:
 
 def training_cost(piece: Piece) -> JsonObject:
     trained = piece.trained
-    cost = {field: getattr(trained, field) for field in ("base_tokens", "reward_calls", "seconds")}
+    cost = {field: getattr(trained, field) for field in ("base_tokens", "reward_calls", "first_bias", "seconds")}
     return {"task": piece.task.name, "seed": piece.seed, "trained": trained.stack is not None} | cost
 
 

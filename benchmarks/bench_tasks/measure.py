@@ -177,7 +177,7 @@ def sign_flip_p(differences: np.ndarray) -> float:
     """
     from scipy.stats import permutation_test
 
-    if not differences.any():
+    if differences.size < 2 or not differences.any():
         return 1.0
     result = permutation_test(
         (differences.ravel(),), np.mean, permutation_type="samples", n_resamples=SIGN_FLIPS, rng=0, vectorized=True

@@ -11,14 +11,15 @@ from iro_server import JsonObject
 LISTS = ("rows", "training", "jobs", "tuning", "tilts", "iterations")
 CONTINUED = ("training", "jobs", "tuning")  # lists that two runs have alike where one goes on from the other
 IDENTITY = ("task", "seed", "method", "rows", "strength", "iteration")
-UNITED = ("tasks", "methods", "rows")
+UNITED = ("tasks", "methods", "rows", "tilt_strengths")
 PLACES = {task: place for place, task in enumerate(ALL_TASKS)}
 OF_PARTS = {"engine_precision"}  # a piece's methods are compared with each other: they have the same one
 MAY_DIFFER = BenchTasksConfig.extendable | OF_PARTS | {"seed"}
 
 
 def merged(recorded: JsonObject, added: JsonObject) -> JsonObject:
-    """A results file of the measurements of both; ``run.parts`` has the configuration and the versions of each run.
+    """A results file of the measurements of both; ``run.parts`` has the configuration and the versions of each run,
+    ``run.config`` all tasks, rows and strengths of the parts and the methods that were measured.
 
     ValueError where the runs differ in more than tasks, methods, rows, seeds and precision, or measured the same.
     """
@@ -30,8 +31,10 @@ def merged(recorded: JsonObject, added: JsonObject) -> JsonObject:
     lists = {name: joined(recorded.get(name, []), added.get(name, []), name) for name in LISTS}
     parts = [part for content in (recorded, added) for part in content["run"].get("parts", [content["run"]])]
     rows = lists["rows"]
-    config = second | {name: list(dict.fromkeys([*first[name], *second[name]])) for name in UNITED}
+    united = {name: [value for part in parts for value in part["config"].get(name, ())] for name in UNITED}
+    config = second | {name: list(dict.fromkeys(values)) for name, values in united.items()}
     config = {name: value for name, value in config.items() if name not in OF_PARTS}
+    config["methods"] = [name for name in config["methods"] if any(row["method"] == name for row in rows)]
     config["seed"], config["seeds"] = min(row["seed"] for row in rows), len({row["seed"] for row in rows})
     run = added["run"] | {"config": config, "seeds": sorted({row["seed"] for row in rows}), "parts": parts}
     gains = {"comparisons": comparisons(rows), "iteration_gains": iteration_gains(lists["iterations"])}

@@ -135,7 +135,7 @@ def iro_search(rows: int, chunk_length: int) -> SearchParams:
 
     beams = 4 if rows >= 64 else 2 if rows >= 8 else 1
     if rows % beams:
-        raise ValueError(f"{rows} rows are no multiple of {beams} beams")
+        raise ValueError(f"{rows} rows are no multiple of {beams} beams; take a multiple of {beams}")
     return SearchParams(beam_width=beams, num_successors=rows // beams, chunk_length=chunk_length)
 
 

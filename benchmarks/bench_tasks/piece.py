@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from benchmarks.bench_tasks.config import MAX_ROWS, BenchTasksConfig
 from benchmarks.tasks import TASKS
 from benchmarks.tasks.task import Split, Task
 from iro_server import JsonObject
@@ -19,7 +20,6 @@ from training.run import Cancelled, Run, RunEvent, derive_seed
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from benchmarks.bench_tasks.config import BenchTasksConfig
     from iro_server.decoding.base import Scorer, SearchParams, SearchResult
     from iro_server.engines.embedded import EmbeddedEngine
     from iro_server.graders.base import Grader
@@ -33,8 +33,8 @@ Result = TypeVar("Result")
 Step = Callable[[str, Callable[[], JsonObject]], JsonObject]
 DECODING, TRAINING, TUNING = 0, 1, 2  # streams of random numbers
 USUAL_ROWS = 16  # of a prompt; where it has fewer, more prompts are decoded at once
-MAX_ROWS = 256  # that step at once
 BIAS_TRIAL = re.compile(r"tilt-bias-([\d.]+)-\d+-of-\d+")  # a step of the job
+OF_FIRST_BIAS = re.compile(rf"1-(train|heldout)-\d+-rewards|{BIAS_TRIAL.pattern}")  # plain rollouts and trials
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Trained:
     """An alignment job's outcome. ``stack`` None: all rewards of its rollouts were equal. ``static_biases``: the
     job's static tilt at one or two strengths. ``prices``: of each way to serve its model, the ``search``, its ``rows``,
     and its ``reward`` on validation prompts. ``folder``: its run folder, with graded rollouts. ``base_tokens``,
-    ``reward_calls``: what it took, validation included."""
+    ``reward_calls``: what it took, validation included; ``first_bias``: the same of what its first static bias took."""
 
     folder: Path
     stack: Stack | None
@@ -50,6 +50,7 @@ class Trained:
     prices: list[JsonObject]
     base_tokens: int
     reward_calls: int
+    first_bias: JsonObject
     seconds: float
 
 
@@ -256,19 +257,27 @@ def text_limits(piece: Piece, folder: Path) -> Limits:
 
 
 def spent(folder: Path) -> JsonObject:
-    """Base tokens, graded completions and seconds of the alignment job in ``folder``."""
+    """Base tokens, graded completions and seconds of the alignment job in ``folder``; ``first_bias``: the first two of
+    the plain rollouts and of the trials of the first static bias alone."""
     from training.checkpoints import open_checkpoints
 
     checkpoints = open_checkpoints(str(folder / "checkpoints"))
-    base_tokens = reward_calls = 0
-    for name in checkpoints.names():
+    names = list(checkpoints.names())
+    tallies: dict[str, JsonObject] = {}
+    for name in names:
         value = checkpoints.load(name)
         tally = value.get("tally") or value.get("finals") if isinstance(value, dict) else None
         if tally:
-            base_tokens += int(tally["usage"]["base_tokens"])
-            reward_calls += int(tally["samples"]["all"])
-    seconds = sum(checkpoints.about(name)["seconds"] for name in checkpoints.names())
-    return {"base_tokens": base_tokens, "reward_calls": reward_calls, "seconds": seconds}
+            tallies[name] = tally
+    first_bias = total_of(tally for name, tally in tallies.items() if OF_FIRST_BIAS.fullmatch(name))
+    seconds = sum(checkpoints.about(name)["seconds"] for name in names)
+    return total_of(tallies.values()) | {"first_bias": first_bias, "seconds": seconds}
+
+
+def total_of(tallies: Iterable[JsonObject]) -> JsonObject:
+    """Base tokens and graded completions of steps of a job."""
+    usages = [(int(tally["usage"]["base_tokens"]), int(tally["samples"]["all"])) for tally in tallies]
+    return {"base_tokens": sum(tokens for tokens, _ in usages), "reward_calls": sum(calls for _, calls in usages)}
 
 
 def open_piece(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from benchmarks.bench_tasks.temperatures import chosen
 from benchmarks.tables import interval_text, table
@@ -69,35 +70,56 @@ def seeds_text(content: JsonObject, task: str) -> str:
 
 
 def budgets(content: JsonObject) -> str:
-    """What an answer takes by each method, and what came before it: means over seeds, and over tasks for decoding."""
+    """What an answer takes by each method, and what came before it: means over a task's seeds, and over the tasks that
+    the method was run on, whose number it says where these are not all."""
     head = ["method", "rows", "base tokens", "seconds", "reward calls", "training: base tokens", "its reward calls"]
+    num_tasks = len({row["task"] for row in content["rows"]})
     lines = []
     for method, count in sorted({(row["method"], row["rows"]) for row in content["rows"]}):
         rows = [row for row in content["rows"] if (row["method"], row["rows"]) == (method, count)]
         timed = [row for row in rows if row["seconds"] is not None]
-        prompts = sum(len(row["rewards"]) for row in timed)
-        seconds = f"{sum(row['seconds'] for row in timed) / prompts:.2f}" if timed else ""
-        decoding = [f"{mean_of(rows, 'base_tokens'):.0f}", seconds, f"{mean_of(rows, 'reward_calls'):.1f}"]
-        lines.append([method, str(count), *decoding, *training_cost(content, method)])
+        seconds = [row | {"answer_seconds": row["seconds"] / len(row["rewards"])} for row in timed]
+        decoding = [
+            f"{mean_over_tasks(rows, 'base_tokens'):.0f}",
+            f"{mean_over_tasks(seconds, 'answer_seconds'):.2f}" if seconds else "",
+            f"{mean_over_tasks(rows, 'reward_calls'):.1f}",
+        ]
+        of_method = len({row["task"] for row in rows})
+        label = method if of_method == num_tasks else f"{method} ({of_method} of {num_tasks} tasks)"
+        lines.append([label, str(count), *decoding, *training_cost(content, method, rows)])
     return table(head, lines)
 
 
-UNTRAINED = ("base", "best_of_n")
+COSTS = ("base_tokens", "reward_calls")
 
 
-def training_cost(content: JsonObject, method: str) -> list[str]:
-    """Base tokens and reward calls of a piece before the method decodes: of the alignment job whose values it uses, and
-    of choosing its strength, or of training its adapter; empty where there is none."""
-    if method in UNTRAINED:
-        return ["", ""]
-    of_method = [row for row in content["training"] if row.get("method") == method]
-    jobs = of_method or [row for row in content["training"] if "method" not in row and method != "tempered"]
+def training_cost(content: JsonObject, method: str, rows: Sequence[JsonObject]) -> list[str]:
+    """Base tokens and reward calls before the method decodes, means over the pieces of its ``rows``: of its alignment
+    job and of choosing its strength, or of training its adapter; empty where there is none, or none recorded."""
+    adapters = [row for row in content["training"] if row.get("method") == method]
     tuning = [row for row in content.get("tuning", ()) if row["method"] == method]
-    pieces = len({(row["task"], row["seed"]) for row in tuning}) or 1
-    return [
-        f"{(mean_of(jobs, name) or 0) + sum(row[name] for row in tuning) / pieces:.0f}"
-        for name in ("base_tokens", "reward_calls")
-    ]
+    before = adapters or [*job_costs(content, method), *tuning]
+    pieces = dict.fromkeys((row["task"], row["seed"]) for row in rows)
+    costs = [{"task": task} | total_cost(before, task, seed) for task, seed in pieces]
+    return [f"{mean_over_tasks(costs, name):.0f}" if before else "" for name in COSTS]
+
+
+def total_cost(before: Sequence[JsonObject], task: str, seed: int) -> JsonObject:
+    of_piece = [row for row in before if (row["task"], row["seed"]) == (task, seed)]
+    return {name: sum(row[name] for row in of_piece) for name in COSTS}
+
+
+WITHOUT_JOB = ("base", "best_of_n", "tempered")
+STATIC_BIASES = ("static_bias", "static_bias_refitted")
+
+
+def job_costs(content: JsonObject, method: str) -> list[JsonObject]:
+    """Of each alignment job what it took for the method: for a static bias the ``first_bias`` alone, which runs of
+    earlier versions did not record."""
+    jobs = [row for row in content["training"] if "method" not in row and method not in WITHOUT_JOB]
+    if method not in STATIC_BIASES:
+        return jobs
+    return [row | row["first_bias"] for row in jobs] if all("first_bias" in row for row in jobs) else []
 
 
 def reward_by_drift(content: JsonObject) -> str:
@@ -252,3 +274,9 @@ def difference(cell: JsonObject) -> list[str]:
 def mean_of(rows: Sequence[JsonObject], name: str) -> float | None:
     values = [row[name] for row in rows if row[name] is not None]
     return sum(values) / len(values) if values else None
+
+
+def mean_over_tasks(rows: Sequence[JsonObject], name: str) -> float:
+    """The mean over tasks of each task's mean over its rows."""
+    tasks = dict.fromkeys(row["task"] for row in rows)
+    return fmean(fmean(row[name] for row in rows if row["task"] == task) for task in tasks)

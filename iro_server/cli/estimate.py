@@ -11,10 +11,10 @@ import typer
 from iro_server import JsonObject
 from iro_server.alignment.definition import AlignmentOptions
 from iro_server.api.reinforcement_options import RENAMED
-from iro_server.cli.http import NO_KEY, SERVER, Key, Url, get, post, server_client, upload
+from iro_server.cli.http import NO_KEY, SERVER, Key, Url, get, get_when_available, post, server_client, upload
 from iro_server.cli.options import parse_value, read_grader, with_options_of
 
-POLL = 1.0  # seconds
+POLL = 3.0  # seconds: a key may have few requests a minute
 
 
 @with_options_of(AlignmentOptions, "Options of the job")
@@ -40,7 +40,7 @@ def estimate(
             server.delete(f"/files/{file}")
         while record["status"] in ("queued", "in_progress"):
             time.sleep(POLL)
-            record = get(server, f"/fine_tuning/jobs/estimate/{record['id']}")
+            record = get_when_available(server, f"/fine_tuning/jobs/estimate/{record['id']}")
     if record["result"] is None:
         raise ValueError((record["error"] or {}).get("message", f"the estimate was {record['status']}"))
     for line in _lines(record["result"]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 NO_KEY = "none"
 SERVER = "http://127.0.0.1:8000/v1"
+RECONNECT, LONGEST_PAUSE = 1.0, 600.0  # seconds
+UNAVAILABLE = (429, 502, 503, 504)  # statuses of a server that may answer soon
 Url = Annotated[str, typer.Option("--url", envvar="IRO_URL", help="The server's address.")]
 Key = Annotated[str, typer.Option("--key", envvar="IRO_KEY", help="An API key of the server, where it requires one.")]
 
@@ -54,6 +57,26 @@ def post(server: httpx.Client, path: str, body: JsonObject) -> JsonObject:
 def get(server: httpx.Client, path: str, **query: str | int) -> JsonObject:
     """The answer. ValueError with what the server says where it refuses."""
     return _read(server.get(path, params=query))
+
+
+def get_when_available(server: httpx.Client, path: str) -> JsonObject:
+    """The answer, once the server is available. ValueError with what the server says where it refuses."""
+    while (response := server.get(path)).status_code in UNAVAILABLE:
+        time.sleep(retry_pause(response))
+    return _read(response)
+
+
+def retry_pause(response: httpx.Response) -> float:
+    """Seconds until the request may be sent again, by ``Retry-After`` where the server says them. ValueError with what
+    the server says where it would refuse the request again."""
+    if response.status_code not in UNAVAILABLE:
+        raise ValueError(refusal(response))
+    try:
+        pause = min(max(RECONNECT, float(response.headers["retry-after"])), LONGEST_PAUSE)
+    except (KeyError, ValueError):  # none, or a date
+        pause = RECONNECT
+    typer.echo(f"The server answers with status {response.status_code}; trying again in {pause:.0f} s.", err=True)
+    return pause
 
 
 def refusal(response: httpx.Response) -> str:

@@ -15,7 +15,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from iro_server import JsonObject
-from iro_server.cli.http import NO_KEY, SERVER, Key, Url, get, refusal, server_client
+from iro_server.cli.http import (
+    NO_KEY,
+    RECONNECT,
+    SERVER,
+    Key,
+    Url,
+    get,
+    get_when_available,
+    retry_pause,
+    server_client,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -24,8 +34,6 @@ app = typer.Typer(no_args_is_help=True, help="Alignment jobs of a running server
 console = Console(highlight=False)
 PAGE = 100
 STATUS_WIDTH = len("validating_files")
-RECONNECT, LONGEST_PAUSE = 1.0, 600.0  # seconds
-UNAVAILABLE = (429, 502, 503, 504)  # statuses of a server that may answer soon
 STATUS_EVERY = 10.0  # seconds: a key may have few requests a minute, and a long job has many events
 STYLES = {"warn": "yellow", "error": "red"}
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, ftjob-….")]
@@ -65,9 +73,9 @@ def watch(job: JobId, url: Url = SERVER, key: Key = NO_KEY) -> None:
         for event in follow(server, job):
             console.print(_line(event), style=STYLES.get(event["level"]), soft_wrap=True)
             if console.is_terminal and time.monotonic() - asked >= STATUS_EVERY:
-                status.update(status_line(available_job(server, job), time.time()))
+                status.update(status_line(get_when_available(server, f"/fine_tuning/jobs/{job}"), time.time()))
                 asked = time.monotonic()
-        record = available_job(server, job)
+        record = get_when_available(server, f"/fine_tuning/jobs/{job}")
     if record["status"] != "succeeded":
         raise typer.Exit(1)
     console.print(f"Call it through the server's API, as model={escape(record['fine_tuned_model'])}", soft_wrap=True)
@@ -117,7 +125,7 @@ def follow(server: httpx.Client, job: str) -> Iterator[JsonObject]:
                     pause = retry_pause(response)
         except httpx.TransportError as error:
             typer.echo(f"The stream broke off ({error}); trying again.", err=True)
-            available_job(server, job)  # OSError where the server is away
+            get_when_available(server, f"/fine_tuning/jobs/{job}")  # OSError where the server is away
         time.sleep(pause)
 
 
@@ -128,27 +136,6 @@ def _events(response: httpx.Response) -> Iterator[JsonObject | None]:
             yield None
         elif line.startswith("data: "):
             yield json.loads(line.removeprefix("data: "))
-
-
-def available_job(server: httpx.Client, job: str) -> JsonObject:
-    """The job, once the server is available. ValueError with what the server says where it refuses."""
-    while (response := server.get(f"/fine_tuning/jobs/{job}")).status_code != 200:
-        time.sleep(retry_pause(response))
-    record: JsonObject = response.json()
-    return record
-
-
-def retry_pause(response: httpx.Response) -> float:
-    """Seconds until the request may be sent again, by ``Retry-After`` where the server says them. ValueError with what
-    the server says where it would refuse the request again."""
-    if response.status_code not in UNAVAILABLE:
-        raise ValueError(refusal(response))
-    try:
-        pause = min(max(RECONNECT, float(response.headers["retry-after"])), LONGEST_PAUSE)
-    except (KeyError, ValueError):  # none, or a date
-        pause = RECONNECT
-    typer.echo(f"The server answers with status {response.status_code}; trying again in {pause:.0f} s.", err=True)
-    return pause
 
 
 def iterations(events: list[JsonObject]) -> list[JsonObject]:

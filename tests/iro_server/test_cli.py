@@ -7,10 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -266,3 +269,35 @@ def test_model_verify_reads_the_weights_again(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(4)}, tmp_path / "model.safetensors")
     changed = iro("model", "verify", str(tmp_path))
     assert changed.exit_code == 2 and "changed" in changed.stderr
+
+
+def test_an_estimate_waits_for_a_server_that_has_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = {"verdict": "constant_reward", "message": "The reward is always 0.", "reward": {"mean": None}}
+    result |= {"prompts": 1, "completions": 8, "ungradable_share": 0.0, "all_equal_share": 1.0, "samples": []}
+    result |= {"cost": {"base_tokens": 9, "grader_calls": 8, "seconds": 1, "disk_bytes": 0}}
+    result |= {"grader": {"seconds_per_call": 0.1}}
+    polls = [
+        httpx.Response(200, json={"id": "est-1", "status": "in_progress"}),
+        httpx.Response(429, headers={"retry-after": "2"}, json={"error": {"message": "Rate limit reached"}}),
+        httpx.Response(503),
+        httpx.Response(200, json={"id": "est-1", "status": "succeeded", "result": result}),
+    ]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/estimate/est-1"):
+            return polls.pop(0)
+        return httpx.Response(200, json={"id": "est-1", "status": "queued", "data": [{"id": "m"}]})
+
+    @contextmanager
+    def client(url: str, key: str) -> Iterator[httpx.Client]:
+        yield httpx.Client(transport=httpx.MockTransport(answer), base_url=url)
+
+    pauses: list[float] = []
+    monkeypatch.setattr("iro_server.cli.estimate.server_client", client)
+    for module in ("estimate", "http"):
+        monkeypatch.setattr(f"iro_server.cli.{module}.time", SimpleNamespace(sleep=pauses.append))
+    (tmp_path / "train.jsonl").write_text('{"prompt": "A"}\n')
+    (tmp_path / "grader.py").write_text("def grade(sample, item):\n    return 0\n")
+    done = iro("estimate", str(tmp_path / "train.jsonl"), str(tmp_path / "grader.py"))
+    assert done.exit_code == 1 and done.stdout.startswith("constant_reward: The reward is always 0."), done.output
+    assert not polls and pauses == [3.0, 3.0, 2.0, 1.0]

@@ -15,6 +15,7 @@ import pytest
 from click.testing import Result
 from rich.console import Console
 
+from iro_server.cli import http as cli_http
 from iro_server.cli import jobs as cli_jobs
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import GRADER, ended, serving, settings_for, start_job, wait_for
@@ -123,7 +124,8 @@ EVENT = b'data: {"id": "ev-1", "type": "message", "level": "info", "created_at":
 def test_a_server_that_is_unavailable_for_a_while_is_asked_again(monkeypatch):
     pauses: list[float] = []
     clock = {name: getattr(time, name) for name in ("time", "monotonic", "strftime", "localtime")}
-    monkeypatch.setattr(cli_jobs, "time", SimpleNamespace(**clock, sleep=pauses.append))
+    for module in (cli_jobs, cli_http):
+        monkeypatch.setattr(module, "time", SimpleNamespace(**clock, sleep=pauses.append))
     answers: dict[str, list[Answer]] = {
         "/events": [
             (200, {}, EVENT),  # and the stream ends without the job

@@ -22,7 +22,7 @@ QUARRELS = (
 
 
 def prompts(split: Split, count: int, seed: int) -> list[Row]:
-    """Quarrels of pairs of people that no prompt of another split names."""
+    """Quarrels of pairs of people; no other split has the two in this order, though it may the other way round."""
 
     def generate(rng: random.Random) -> Row:
         pair: list[str] = []

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from benchmarks.bench_tasks.checks import check_rows
 from benchmarks.bench_tasks.config import METHOD_NAMES, PRESETS, BenchTasksConfig
 from benchmarks.bench_tasks.dpo import graded_rollouts, preference_pairs
 from benchmarks.bench_tasks.engine import open_engine
@@ -150,11 +151,15 @@ def test_what_strengths_were_tried_is_told_and_counted(result: dict[str, Any]) -
     assert strengths(result).count("\n") == 1 + len(methods)
     lines = {tuple(line.split(" | ")[:2]): line for line in budgets(result).splitlines()}
     job = result["training"][0]
+    first_bias = job["first_bias"]  # of six prompts four plain samples each, and of some trials
+    assert 6 * 4 < first_bias["reward_calls"] < job["reward_calls"]
+    assert first_bias["base_tokens"] < job["base_tokens"]
     assert lines["| base", "1"].endswith("| 0.0 |  |  |")
     assert lines["| iro", "1"].endswith(f"| {job['base_tokens']} | {job['reward_calls']} |")
     assert lines["| vas", "1"].endswith(f"| {job['reward_calls'] + 4} |")
-    refitted = sum(row["reward_calls"] for row in result["tuning"] if row["method"] == "static_bias_refitted")
-    assert lines["| static_bias_refitted", "1"].endswith(f"| {job['reward_calls'] + refitted} |")
+    for method in ("static_bias", "static_bias_refitted"):
+        tuned = sum(row["reward_calls"] for row in result["tuning"] if row["method"] == method)
+        assert lines[f"| {method}", "1"].endswith(f"| {first_bias['reward_calls'] + tuned} |")
 
 
 @whole_run
@@ -303,3 +308,41 @@ def test_unknown_names_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="there are"):
         BenchTasksConfig(**{"tasks": ("keywords",)} | options)
     assert {"base", "iro"} <= METHODS.keys()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"rows": rows} for rows in ((), (0,), (-3,), (512,), (4, 4))),
+        *({"methods": methods} for methods in ((), ("base", "base"))),
+        {"tasks": ("keywords", "keywords")},
+        *({"tilt_strengths": (strength,)} for strength in (-1.0, math.nan, math.inf, 101.0)),
+        {"tilt_strengths": (0.5, 0.5)},
+    ],
+)
+def test_what_cannot_be_decoded_and_what_is_named_twice_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(options))):
+        BenchTasksConfig(**{"tasks": ("keywords",)} | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"rows": (1,), "methods": ("best_of_n", "dvts")}, "no method takes the given number of rows: add 2 to rows"),
+        ({"rows": (9,), "methods": ("iro",)}, "9 rows are no multiple of 2 beams; take a multiple of 2"),
+        ({"tasks": ("reading_level",), "heldout_prompts": 190}, "reading_level, seed 0: 190 .* lower heldout_prompts"),
+        ({"tasks": ("code",), "train_prompts": 96}, "there are 91; lower train_prompts"),
+        ({"tasks": ("code",), "validation_prompts": 90}, "180 prompts were .* lower validation_prompts, twice as many"),
+    ],
+)
+def test_what_fails_after_the_jobs_is_refused_before_them(
+    options: dict[str, Any], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.bench_tasks.engine.open_engine", None)
+    with pytest.raises(ValueError, match=reason):
+        JOB.execute(PRESETS["smoke"] | options, tmp_path)
+
+
+def test_every_preset_can_be_decoded() -> None:
+    for options in PRESETS.values():
+        check_rows(BenchTasksConfig(**options))

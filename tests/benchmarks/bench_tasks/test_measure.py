@@ -48,8 +48,14 @@ def test_pairs_are_of_the_same_seed() -> None:
 
 def test_equal_rewards_have_p_1() -> None:
     assert sign_flip_p(np.zeros((2, 3))) == 1
+    assert sign_flip_p(np.array([[0.7]])) == 1  # either sign is as far from 0
     # 2^4 sign patterns, two of which have a mean as far from 0
     assert sign_flip_p(np.array([[1.0, 2.0], [3.0, 4.0]])) == pytest.approx(2 / 16)
+
+
+def test_one_prompt_of_one_seed_is_compared() -> None:
+    (of_iro,) = comparisons([row("base", 0, [0.2]), row("iro", 0, [0.9])])
+    assert of_iro["reward"]["mean"] == pytest.approx(0.7) and of_iro["p"] == 1
 
 
 def test_of_four_jobs_the_interval_reaches_as_far_as_students_and_of_three_the_bootstrap_decides() -> None:

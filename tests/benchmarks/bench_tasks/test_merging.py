@@ -108,3 +108,20 @@ def test_seconds_of_a_busy_machine_are_left_out_of_means(whole: JsonObject) -> N
     seconds = [line.split("|")[4] for line in budgets(joined).splitlines()[2:]]
     assert seconds == [line.split("|")[4] for line in budgets(timed).splitlines()[2:]]
     assert {line.split("|")[4].strip() for line in budgets(busy).splitlines()[2:]} == {""}
+
+
+def run_of(task: str, methods: list[str], tilt_strengths: list[float]) -> JsonObject:
+    """A run of a task of whose methods ``base`` alone was measured."""
+    config = {"tasks": [task], "methods": methods, "rows": [1], "tilt_strengths": tilt_strengths}
+    row = {"task": task, "method": "base", "rows": 1, "seed": 0, "rewards": [0.0, 1.0], "judges": [0.0, 1.0]}
+    return {"run": {"config": config}, "rows": [row]}
+
+
+def test_the_configuration_has_all_strengths_and_the_methods_that_were_measured() -> None:
+    first = run_of("keywords", ["base", "args"], [0.5])
+    together = reduce(merged, (first, run_of("brevity", ["base"], []), run_of("civility", ["base", "dpo"], [0.25])))
+    together["run"]["config"]["tilt_strengths"] = []  # as earlier versions wrote it: its parts know better
+    config = merged(together, run_of("sentiment", ["base"], []))["run"]["config"]
+    assert config["tilt_strengths"] == [0.5, 0.25] and config["methods"] == ["base"]
+    replaced = merged(without_tasks(together, ["civility"]), run_of("civility", ["base"], []))
+    assert replaced["run"]["config"]["tilt_strengths"] == [0.5]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.bench_tasks.tables import gains, short
+from benchmarks.bench_tasks.tables import budgets, gains, short
 
 
 def content_of(*rows: tuple[str, str, int]) -> dict[str, Any]:
@@ -40,3 +40,35 @@ def test_a_difference_has_stars_only_where_its_interval_excludes_0(low: float, h
     reward = {"mean": 0.2, "low": low, "high": high}
     cell = {"task": "t", "method": "iro", "rows": 1, "over": "base", "over_rows": 1, "reward": reward, "p": p}
     assert gains({"comparisons": [cell]}).splitlines()[-1] == f"| t, 1 | {expected} |"
+
+
+def spent(task: str, seed: int, method: str, base_tokens: int, **fields: Any) -> dict[str, Any]:
+    return {"task": task, "seed": seed, "method": method, "base_tokens": base_tokens, "reward_calls": 1} | fields
+
+
+def budget_cells(content: dict[str, Any]) -> dict[str, list[str]]:
+    """By method, the cells behind its number of rows."""
+    lines = [line.strip("| ").split(" | ") for line in budgets(content).splitlines()[2:]]
+    return {name: [cell.strip() for cell in cells] for name, _, *cells in lines}
+
+
+def test_what_an_answer_takes_is_a_mean_over_tasks_of_means_over_seeds() -> None:
+    pieces = [("once", 0, 10), ("thrice", 0, 30), ("thrice", 1, 40), ("thrice", 2, 50)]
+    rows = [
+        spent(task, seed, method, tokens, rows=1, seconds=2.0 * tokens, rewards=[0.0, 1.0])
+        for method in ("iro", "static_bias", "vas")
+        for task, seed, tokens in pieces
+        if method != "vas" or seed == 1
+    ]
+    jobs = [
+        {"task": task, "seed": seed, "base_tokens": 100 * tokens, "reward_calls": 1} for task, seed, tokens in pieces
+    ]
+    tuning = [spent("thrice", 1, "vas", 7), *(spent(task, seed, "static_bias", 5) for task, seed, _ in pieces)]
+    content = {"rows": rows, "training": jobs, "tuning": tuning}
+    assert budget_cells(content) == {
+        "iro": ["25", "25.00", "1.0", "2500", "1"],
+        "static_bias": ["25", "25.00", "1.0", "5", "1"],  # it is not recorded what a job's first bias took
+        "vas (1 of 2 tasks)": ["40", "40.00", "1.0", "4007", "2"],  # of its own piece
+    }
+    content["training"] = [job | {"first_bias": {"base_tokens": 20, "reward_calls": 2}} for job in jobs]
+    assert budget_cells(content)["static_bias"][-2:] == ["25", "3"]

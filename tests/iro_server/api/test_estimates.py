@@ -220,7 +220,8 @@ def test_an_estimate_is_checked_as_a_job_is_and_belongs_to_its_project(tmp_path)
 
 
 @pytest.mark.slow(9)
-def test_the_command_says_what_to_change(client, tmp_path):
+def test_the_command_says_what_to_change(client, tmp_path, monkeypatch):
+    monkeypatch.setattr("iro_server.cli.estimate.POLL", 0.1)
     train, grader = tmp_path / "train.jsonl", tmp_path / "grader.py"
     train.write_bytes(ROWS)
     grader.write_text("def grade(sample, item):\n    return 0\n")
