@@ -1,7 +1,8 @@
 """Reading a model's answer: the number, the label or the ranking in it.
 
 No decoding constraint holds the models that are asked, so an answer is read with some patience, and an ambiguous one
-counts as none: a reward that was guessed is worse than one that is missing.
+counts as none: a reward that was guessed is worse than one that is missing. Of an answer that was ``cut`` by a token
+limit only a whole JSON object counts: its text may lack the number, the label, or half of either.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?
 _PERCENT = re.compile(r"\s*(?:[%\N{FULLWIDTH PERCENT SIGN}]|per ?cent\b)", re.IGNORECASE)
 _MINUS = "\N{MINUS SIGN}"
 _DECODER = json.JSONDecoder()
+CUT = "cut at its token limit (set a larger max_completions_tokens)"
 LONGEST_NUMBER = 10  # digits of an answer's number in a ranking
 
 
@@ -28,13 +30,13 @@ class Unreadable(ValueError):
         self.reason = f"{reason} in the answer"
 
 
-def read_score(text: str) -> float:
+def read_score(text: str, cut: bool = False) -> float:
     """``result`` or ``score`` of the last JSON object that has one, else the only number in the text.
 
     A percentage is not a number of the grader's range. Raises Unreadable.
     """
     signed = text.replace(_MINUS, "-")
-    value = _field(signed, ("result", "score"))
+    value = _field(signed, ("result", "score"), cut)
     if value is None:
         numbers = list(_NUMBER.finditer(signed))
         if len(numbers) != 1:
@@ -51,12 +53,12 @@ def read_score(text: str) -> float:
     return score
 
 
-def read_label(text: str, labels: Sequence[str]) -> str:
+def read_label(text: str, labels: Sequence[str], cut: bool = False) -> str:
     """``result`` or ``label`` of the last JSON object that has one, else the only label in the text, in any case.
 
     Raises Unreadable.
     """
-    value = _field(text, ("result", "label"))
+    value = _field(text, ("result", "label"), cut)
     answer = value if isinstance(value, str) else text
     by_folded = {label.casefold(): label for label in labels}
     if label := by_folded.get(answer.strip().casefold()):
@@ -68,13 +70,13 @@ def read_label(text: str, labels: Sequence[str]) -> str:
     return by_folded[matched_labels.pop()]
 
 
-def read_ranking(text: str, count: int) -> list[int]:
+def read_ranking(text: str, count: int, cut: bool = False) -> list[int]:
     """The place of each of ``count`` answers, 0 the best; equals share a place. From ``ranking`` or ``result`` of the
     last JSON object that has one: the numbers from 1 to ``count``, best first, equals in a list of their own.
 
     Raises Unreadable.
     """
-    value = _field(text, ("ranking", "result"))
+    value = _field(text, ("ranking", "result"), cut)
     if not isinstance(value, list):
         raise Unreadable('no {"ranking": [numbers, best first]}', text)
     tiers = [[_as_number(name) for name in (tier if isinstance(tier, list) else [tier])] for tier in value]
@@ -98,18 +100,25 @@ def _as_number(name: object) -> int | None:
     return name if isinstance(name, int) and not isinstance(name, bool) else None
 
 
-def _field(text: str, names: Sequence[str]) -> Any:
-    """The first of ``names`` in the last outermost JSON object of the text that has any of them, or None."""
+def _field(text: str, names: Sequence[str], cut: bool) -> Any:
+    """The first of ``names`` in the last outermost JSON object of the text that has any of them, or None.
+
+    ``cut``: of the objects before the first that is not whole. Raises Unreadable where none of these has one.
+    """
     field_value = None
     start = text.find("{")
     while start >= 0:
         try:
             value, end = _DECODER.raw_decode(text, start)
         except (ValueError, RecursionError):
+            if cut:  # what follows may be a part of it
+                break
             start = text.find("{", start + 1)
             continue
         field_value = next((value[name] for name in names if value.get(name) is not None), field_value)
         start = text.find("{", end)
+    if cut and field_value is None:
+        raise Unreadable(f'{CUT}: no whole {{"{names[0]}": …}}', text)
     return field_value
 
 

@@ -15,8 +15,9 @@ from iro_server.graders.posting import TIMEOUT, Endpoint, Poster, Reply
 
 @dataclass(frozen=True)
 class Answer:
-    """``text``: what the model said. ``error``: why it said nothing, and ``flag`` what OpenAI calls that. ``body``: the
-    chat completion itself. ``tokens``: in all; ``completion_tokens`` of them are of the answer."""
+    """``text``: what the model said, ``cut`` where a token limit ended it. ``error``: why it said nothing, and ``flag``
+    what OpenAI calls that. ``body``: the chat completion itself. ``tokens``: in all; ``completion_tokens`` of them are
+    of the answer."""
 
     text: str = ""
     tokens: int = 0
@@ -24,6 +25,7 @@ class Answer:
     error: str | None = None
     flag: Flag = "model_grader_server_error"
     body: JsonObject = field(default_factory=dict)
+    cut: bool = False
 
 
 class Asker:
@@ -88,4 +90,4 @@ def _read(response: httpx.Response, quoted: bool) -> Answer:
     if refusal or choice.get("finish_reason") == "content_filter":
         error = "the model refused" + (f": {str(refusal or text)[:300]}" if quoted else "")
         return Answer("", *counts, error, "model_grader_refusal_error")
-    return Answer(str(text), *counts, body=body)
+    return Answer(str(text), *counts, body=body, cut=choice.get("finish_reason") == "length")

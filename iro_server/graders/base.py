@@ -162,6 +162,10 @@ class Grader(BaseModel, ABC):
         """The fields of items that it is known to read."""
         return set()
 
+    def wait_for_limits(self) -> None:
+        """Have requests to this server's models that meet their key's limit per minute wait until it has room, or the
+        grader is closed."""
+
     def close(self) -> None:
         """Free what the grader holds, from any thread; grades asked of it afterwards fail."""
 

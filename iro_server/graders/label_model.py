@@ -49,5 +49,5 @@ class LabelModel(ModelGrader):
         labels = ", ".join(json.dumps(label, ensure_ascii=False) for label in self.labels)
         return f'End your answer with a JSON object {{"result": x}}, where x is one of {labels}.'
 
-    def read(self, text: str) -> float:
-        return float(read_label(text, self.labels) in self.passing_labels)
+    def read(self, text: str, cut: bool) -> float:
+        return float(read_label(text, self.labels, cut) in self.passing_labels)

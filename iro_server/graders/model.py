@@ -110,8 +110,8 @@ class ModelGrader(TemplatedGrader[Chat]):
         """What to answer with, told to the model after the input."""
 
     @abstractmethod
-    def read(self, text: str) -> float:
-        """The reward in an answer. Raises Unreadable."""
+    def read(self, text: str, cut: bool) -> float:
+        """The reward in an answer, ``cut`` where a token limit ended it. Raises Unreadable."""
 
     def _request(self, messages: Chat) -> JsonObject:
         sampling = self.sampling_params.as_request()
@@ -123,12 +123,12 @@ class ModelGrader(TemplatedGrader[Chat]):
         reward = self.interpret(answer, self.read)
         return self.charged(reward if isinstance(reward, Grade) else Grade.of(reward), answer)
 
-    def interpret(self, answer: Answer, read: Callable[[str], Reading]) -> Reading | Grade:
+    def interpret(self, answer: Answer, read: Callable[[str, bool], Reading]) -> Reading | Grade:
         """What ``read`` makes of an answer, or the failed grade where there is none, or it raises Unreadable."""
         if answer.error is not None:
             return Grade.failed(f"{self.model}: {answer.error}", answer.flag)
         try:
-            return read(answer.text)
+            return read(answer.text, answer.cut)
         except Unreadable as error:
             reason = error if self._asker and self._asker.endpoint.quoted else error.reason
             return Grade.failed(f"{self.model}: {reason}", "model_grader_parse_error")
@@ -142,6 +142,10 @@ class ModelGrader(TemplatedGrader[Chat]):
             return grade
         cost = self._price.cost(answer.tokens - answer.completion_tokens, answer.completion_tokens)
         return replace(grade, costs={self.model: cost})
+
+    def wait_for_limits(self) -> None:
+        if self._asker is not None and self.base_url is None:
+            self._asker.poster.wait_for_limits()
 
     def close(self) -> None:
         if self._asker is not None:

@@ -112,6 +112,10 @@ class MultiGrader(Grader):
         except (ArithmeticError, ValueError) as error:
             return Grade.failed(f"calculate_output: {error}", "formula_parse_error", rewards, tokens)
 
+    def wait_for_limits(self) -> None:
+        for grader in self.graders.values():
+            grader.wait_for_limits()
+
     def close(self) -> None:
         for grader in self.graders.values():
             grader.close()

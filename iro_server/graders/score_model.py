@@ -14,7 +14,7 @@ from iro_server.graders.answers import read_ranking, read_score
 from iro_server.graders.asking import Answer
 from iro_server.graders.base import Grade, Item, Reference, Sample, TextTooLong
 from iro_server.graders.environment import GraderEnvironment
-from iro_server.graders.local_models import chat_text, is_model, reward
+from iro_server.graders.local_models import chat_text, is_model, max_tokens, reward, token_ids
 from iro_server.graders.messages import with_instruction, without_surrogates
 from iro_server.graders.model import Chat, ModelGrader
 from iro_server.graders.ranking import ALONE, Group, Ranking, group_of, same_item
@@ -134,7 +134,7 @@ class ScoreModel(ModelGrader):
 
     def _standings(self, group: Group, answer: Answer) -> list[Grade]:
         """The answer's tokens are those of the first grade."""
-        places = self.interpret(answer, lambda text: read_ranking(text, len(group.shown)))
+        places = self.interpret(answer, lambda text, cut: read_ranking(text, len(group.shown), cut))
         grades = [places] * len(group.texts) if isinstance(places, Grade) else self._rewards(group, places)
         return [self.charged(grades[0], answer), *grades[1:]]
 
@@ -143,22 +143,35 @@ class ScoreModel(ModelGrader):
         return [Grade.of(low + (high - low) * share) for share in group.shares(places)]
 
     def grade_filled(self, filled: Sequence[Chat]) -> list[Grade]:
-        if self._reward_model is None:
-            return super().grade_filled(filled)
+        return (
+            super().grade_filled(filled) if self._reward_model is None else self._rewarded(self._reward_model, filled)
+        )
+
+    def _rewarded(self, reward_model: Path, filled: Sequence[Chat]) -> list[Grade]:
         try:
-            texts = [chat_text(self._reward_model, chat) for chat in filled]
+            texts = [chat_text(reward_model, chat) for chat in filled]
         except TemplateError as error:
             return [Grade.failed(f"{self.model}'s chat template refuses the input: {error}")] * len(filled)
-        scores = reward(self._reward_model, [text for text, _ in texts], special_tokens=texts[0][1])
-        return [Grade.of(self._clamped(float(score), self.range)) for score in scores]
+        ids = token_ids(reward_model, [text for text, _ in texts], special_tokens=texts[0][1])
+        longest = max_tokens(reward_model)
+        fitting = [place for place, tokens in enumerate(ids) if len(tokens) <= longest]
+        scores = dict(zip(fitting, reward(reward_model, [ids[place] for place in fitting]), strict=True))
+        return [
+            Grade.of(self._clamped(float(scores[place]), self.range))
+            if place in scores
+            else Grade.failed(
+                f"the conversation has {len(tokens)} tokens, the reward model {self.model} reads {longest}"
+            )
+            for place, tokens in enumerate(ids)
+        ]
 
     @property
     def instruction(self) -> str:
         low, high = self.range or (0, 1)
         return f'End your answer with a JSON object {{"result": x}}, where x is a number from {low:g} to {high:g}.'
 
-    def read(self, text: str) -> float:
-        return self._clamped(read_score(text), self.range or (0.0, 1.0))
+    def read(self, text: str, cut: bool) -> float:
+        return self._clamped(read_score(text, cut), self.range or (0.0, 1.0))
 
     @staticmethod
     def _clamped(score: float, range: tuple[float, float] | None) -> float:

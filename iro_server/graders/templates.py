@@ -24,7 +24,8 @@ _INDEX = re.compile(r"[0-9]{1,9}")
 
 
 class MissingField(LookupError):
-    """A template names a field that the item or the sample does not have. ``flag``: the error it is in OpenAI's API."""
+    """A template names a field that the item or the sample does not have, or that is nested too deeply. ``flag``: the
+    error it is in OpenAI's API."""
 
     def __init__(self, message: str, flag: Flag) -> None:
         super().__init__(message)
@@ -86,7 +87,7 @@ def _pieces(template: str, scope: JsonObject) -> Iterator[str]:
     end = 0
     for match in _EXPRESSION.finditer(template):
         yield template[end : match.start()]
-        yield _as_text(_lookup(match[1].strip(), scope)) if match[2] else match[0]
+        yield _value_text(match[1].strip(), scope) if match[2] else match[0]
         end = match.end()
     yield template[end:]
 
@@ -120,5 +121,10 @@ def _index(step: str) -> int:
     return int(step)
 
 
-def _as_text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _value_text(path: str, scope: JsonObject) -> str:
+    value = _lookup(path, scope)
+    try:
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        message = f"the value is nested too deeply (in {{{{ {_short(path)} }}}})"
+        raise MissingField(message, "sample_parse_error") from None

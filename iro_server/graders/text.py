@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from pydantic import FiniteFloat, PrivateAttr, ValidationInfo, field_validator
 
 from iro_server import JsonObject
 from iro_server.concurrency.worker_processes import WorkerKilled
 from iro_server.graders.base import Grade
 from iro_server.graders.environment import GraderEnvironment
-from iro_server.graders.local_models import bundled_embedding_model, embed, is_model
+from iro_server.graders.local_models import bundled_embedding_model, embed_tokens, is_model, max_tokens, token_ids
 from iro_server.graders.similarity import METRICS, similarity
 from iro_server.graders.templated import TemplatedGrader
 from iro_server.graders.templates import Template
@@ -83,7 +82,7 @@ class TextSimilarity(_Comparison):
 
     def grade_filled(self, filled: Sequence[tuple[str, str]]) -> list[Grade]:
         if self.evaluation_metric == "cosine":
-            return [Grade.of(float(cosine)) for cosine in self._cosines(filled)]
+            return self._cosines(filled)
         return [self._compared(text, reference) for text, reference in filled]
 
     def _compared(self, text: str, reference: str) -> Grade:
@@ -92,13 +91,21 @@ class TextSimilarity(_Comparison):
         except (TimeoutError, MemoryError, WorkerKilled) as error:
             return Grade.failed(f"{self.evaluation_metric} {error}")
 
-    def _cosines(self, filled: Sequence[tuple[str, str]]) -> np.ndarray:
+    def _cosines(self, filled: Sequence[tuple[str, str]]) -> list[Grade]:
         assert self._embedding_model is not None
         texts = sorted({text for pair in filled for text in pair})  # a reference serves many samples
-        row = {text: i for i, text in enumerate(texts)}
-        embeddings = embed(self._embedding_model, texts)
-        text_rows, reference_rows = (embeddings[[row[pair[side]] for pair in filled]] for side in (0, 1))
-        return (text_rows * reference_rows).sum(-1)
+        ids = dict(zip(texts, token_ids(self._embedding_model, texts), strict=True))
+        longest = max_tokens(self._embedding_model)
+        fitting = [text for text in texts if len(ids[text]) <= longest]
+        embeddings = embed_tokens(self._embedding_model, [ids[text] for text in fitting])
+        embedding_of = dict(zip(fitting, embeddings, strict=True))
+
+        def grade(pair: tuple[str, str]) -> Grade:
+            if lengths := [len(ids[text]) for text in pair if text not in embedding_of]:
+                return Grade.failed(f"a text has {max(lengths)} tokens, the embedding model of cosine reads {longest}")
+            return Grade.of(float(embedding_of[pair[0]] @ embedding_of[pair[1]]))
+
+        return [grade(pair) for pair in filled]
 
 
 def _embedding_model(grader_environment: GraderEnvironment) -> Path | None:

@@ -108,6 +108,11 @@ class Lease:
         with contextlib.suppress(SQLAlchemyError), self.sessions.begin() as session:
             session.execute(change)
 
+    def forget_tries(self) -> None:
+        """Count no try so far: the work got on. Unlike after ``write``, the row gives its place to no other."""
+        with self.sessions.begin() as session:
+            session.execute(update(self.table).where(*self._ours).values(tries=0))
+
     def give_back(self) -> None:
         with self.sessions.begin() as session:
             self.write(session, status="queued", lease_until=None, tries=0)
@@ -310,7 +315,7 @@ class Background(Generic[Row]):
         whatever its graders raise once they are closed. Raises LeaseLost, and what the work is tried again after."""
         try:
             step()
-        except (LeaseLost, SQLAlchemyError, GraderServiceUnavailable):
+        except (LeaseLost, SQLAlchemyError):
             raise
         except Exception as error:
             if lease.stopped:
@@ -318,7 +323,7 @@ class Background(Generic[Row]):
                 return None
             if isinstance(error, WorkFailed):
                 return _shown_error(error)
-            if disk.is_cause(error, self.settings.data_dir):
+            if isinstance(error, GraderServiceUnavailable) or disk.is_cause(error, self.settings.data_dir):
                 lease.spend_no_try()
                 raise
             log.error("%s failed", row.id, exc_info=error)

@@ -7,12 +7,14 @@ import glob
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from iro_server.jobs import lock
 
 TAKES_JOBS = "takes-jobs-"  # in the name of such a server
+STARTING = 60.0  # seconds that a server may take from its folder to its lock
 
 
 def _folder(data_dir: Path, server: str) -> Path:
@@ -26,8 +28,24 @@ def present(data_dir: Path, takes_jobs: bool = True) -> Iterator[str]:
     server = f"{socket.gethostname()}.{TAKES_JOBS if takes_jobs else ''}{secrets.token_hex(4)}"
     folder = _folder(data_dir, server)
     with lock.hold(folder):
+        _remove_folders_of_the_dead(data_dir)
         yield server
     shutil.rmtree(folder)
+
+
+def _remove_folders_of_the_dead(data_dir: Path) -> None:
+    """Of this machine's servers that were killed."""
+    newest = time.time() - STARTING
+    for folder in (data_dir / "servers").iterdir():
+        if not _is_of_this_machine(folder.name):
+            continue
+        with contextlib.suppress(FileNotFoundError):  # another server stops, or removes it too
+            if folder.stat().st_mtime < newest and not lock.held(folder):
+                shutil.rmtree(folder)
+
+
+def _is_of_this_machine(server: str) -> bool:
+    return server.rpartition(".")[0] == socket.gethostname()
 
 
 def takes_jobs_here(data_dir: Path) -> bool:
@@ -40,6 +58,6 @@ def gone(data_dir: Path, server: str | None) -> bool | None:
     """Whether the server of that name has died; None for one on another machine, whose locks say nothing here."""
     if server is None:
         return True
-    if server.rpartition(".")[0] != socket.gethostname():
+    if not _is_of_this_machine(server):
         return None
     return not lock.held(_folder(data_dir, server))

@@ -210,6 +210,15 @@ def fail(sessions: Sessions, job: Job, code: str, message: str, param: str | Non
             add_event(session, job.id, f"The job failed: {message}", level="error", data=error)
 
 
+def pause_as_worker(sessions: Sessions, job: Job, message: str) -> None:
+    """Pause the running job, which can go on once the cause has passed. Raises LeaseLost where another worker has it by
+    now."""
+    with sessions.begin() as session:
+        _fence(session, job)
+        if move(session, job.id, "running", "paused"):
+            add_event(session, job.id, message, level="error")
+
+
 def refuse(sessions: Sessions, job_id: str, code: str, message: str, param: str | None) -> None:
     """Mark a job failed whose files turned out to be no good."""
     with sessions.begin() as session:

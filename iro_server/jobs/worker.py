@@ -16,7 +16,6 @@ from typing import TypeVar
 from pydantic import ValidationError
 from tenacity import retry, retry_if_exception, wait_exponential
 
-from iro_server import JsonObject
 from iro_server.alignment.definition import ServedDefaults
 from iro_server.alignment.entry import JobEvent, load_alignment_job
 from iro_server.engines.endpoints import EngineUnavailable
@@ -82,15 +81,22 @@ class Worker:
         except records.LeaseLost as error:
             log.warning("%s", error)
         except Exception as error:
-            if self.stop.is_set():
-                return  # cancelled or paused: the status says so already
-            log.exception("the job failed")
-            if why := self._passing(error):
-                retry_while_unavailable(records.pause)(self.sessions, self.job_id, why, "error")
-            else:
-                retry_while_unavailable(records.fail)(self.sessions, job, *explain(error))
+            self._record_error(job, error)
         finally:
             self._discard()
+
+    def _record_error(self, job: Job, error: Exception) -> None:
+        """Pause the job, or fail it, unless it is cancelled, paused or another worker's already."""
+        if self.stop.is_set():
+            return
+        log.error("the job failed", exc_info=error)
+        try:
+            if why := self._passing(error):
+                retry_while_unavailable(records.pause_as_worker)(self.sessions, job, why)
+            else:
+                retry_while_unavailable(records.fail)(self.sessions, job, *explain(error))
+        except records.LeaseLost as lost:
+            log.warning("%s", lost)
 
     def _discard(self) -> None:
         job = retry_while_unavailable(self._read)()
@@ -131,7 +137,7 @@ class Worker:
         config = alignment_job.Config.model_validate(job.config | self.settings.moved_engine_fields(job.config))
         defaults = config.served_defaults.model_dump(exclude_none=True)
         search = (job.search or {}) | defaults  # an earlier worker's measured max_tokens stays
-        retry_while_unavailable(self._note_search)(search)
+        retry_while_unavailable(records.beat)(self.sessions, job, search=search)
         progress = Progress(self.sessions, job)
 
         def on_event(event: JobEvent) -> None:
@@ -141,26 +147,20 @@ class Worker:
                 self.stage = event["data"]["stage"]  # for the next heartbeat to tell
             elif event["type"] == "defaults":
                 search.update(event["data"])
-                retry_while_unavailable(self._note_search)(search)
+                retry_while_unavailable(records.beat)(self.sessions, job, search=search)
             else:
                 retry_while_unavailable(records.record)(self.sessions, job, event)
 
         result = alignment_job.execute(config, self.out, on_event=on_event, should_stop=self.stop.is_set)
         search |= {name: result[name] for name in ("max_tokens", "improved", "over_optimization") if name in result}
         retry_while_unavailable(self._tell)(job)  # of what was graded since the last heartbeat
-        retry_while_unavailable(self._note_search)(search)
+        retry_while_unavailable(records.beat)(self.sessions, job, search=search)
         if "search" in result:  # of the model alone: a checkpoint's metrics name its own
             search |= {"search": result["search"]}
         if not (search.get("improved", True) or config.keep_unproven):
             search |= ServedDefaults().model_dump(include={"search"})
         ended = (str(result["best_checkpoint"]), search, self._result_file(job), result.get("trained_tokens"))
         retry_while_unavailable(records.succeed)(self.sessions, job, *ended)
-
-    def _note_search(self, search: JsonObject) -> None:
-        with self.sessions.begin() as session:
-            job = find(session, Job, self.job_id)
-            assert job is not None
-            job.search = search
 
     def _result_file(self, job: Job) -> File | None:
         """The run's metrics, stored as a file of the project; its row is for ``succeed`` to add."""

@@ -19,7 +19,7 @@ from iro_server.jobs.estimates import statistics
 from iro_server.jobs.estimates.cost import NumCalls, Rates, Rows, job_cost, job_work, num_completions
 from iro_server.jobs.estimates.rollouts import Completion, Roller, Rollouts
 from iro_server.jobs.estimates.statistics import Repeats
-from iro_server.jobs.estimates.verdict import judge
+from iro_server.jobs.estimates.verdict import first_reason, judge
 from iro_server.settings import Settings
 from iro_server.store.database import Sessions, find
 from iro_server.store.tables import FINISHED, Estimate, Job, now
@@ -28,7 +28,6 @@ from iro_server.telemetry import request
 JOB_SHARE = 0.04  # of the most completions of a job that the estimate beside it may take: a job may take fewer
 LEAST_OF_JOB = 4  # prompts of that estimate in any case
 SHOWN = 500  # characters of a sample completion and of what the grader said
-LENGTH_HINT = ". Set max_tokens, so that an answer takes less time, or raise the server's IRO_ESTIMATE_SECONDS"
 
 
 def drawn_rows(lines: Iterable[bytes], count: int, seed: int) -> tuple[list[JsonObject], int]:
@@ -81,8 +80,8 @@ class EstimateExecutor:
         options = options_of(estimate.config)
         rollouts, num_calls = self._roll_out(estimate, options, lease)
         if not rollouts.by_prompt:
-            message = f"no completion could be sampled: {rollouts.errors[0]}"
-            raise WorkFailed(message + LENGTH_HINT * ("ReadTimeout" in message), "sampling_failed")
+            message = f"no completion could be sampled: {first_reason(rollouts.errors)}"
+            raise WorkFailed(message, "sampling_failed")
         rows = Rows(estimate.rows, estimate.config.get("validation_rows"))
         result = report(rollouts, options, rows, self.width, num_calls)
         with self.sessions.begin() as session:
@@ -124,7 +123,7 @@ def report(rollouts: Rollouts, options: AlignmentOptions, rows: Rows, width: int
     searched = options.beam_width * options.num_successors
     expected = statistics.gain(rewards, searched) if values else None
     errors = [completion.grade.error for completion in graded if completion.grade.error]
-    verdict = judge(rewards, repeats, expected, errors[0] if errors else None, rows.training)
+    verdict = judge(rewards, repeats, expected, errors[0] if errors else None, rows.training, rollouts.errors)
     rates = _rates(rollouts)
     means = [sum(of_prompt) / len(of_prompt) for of_prompt in values]
     return {
@@ -132,6 +131,7 @@ def report(rollouts: Rollouts, options: AlignmentOptions, rows: Rows, width: int
         "message": verdict.sentence,
         "prompts": len(rewards),
         "completions": len(graded),
+        "unsampled": {"prompts": len(rollouts.errors), "error": rollouts.errors[0] if rollouts.errors else None},
         "reward": {
             "mean": sum(means) / len(means) if means else None,
             "within_prompt_variance": within,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from iro_server.jobs.estimates import statistics
@@ -14,6 +15,7 @@ MOST_UNGRADABLE = 0.5  # as in a job, which fails where more of its first rollou
 LEAST_RELIABILITY = 0.5
 MOST_EQUAL = 0.8  # of prompts with equal rewards, beyond which a job would learn from too few
 LEAST_PROMPTS = 3  # for an interval; as many as a job takes at least that has no validation file
+LENGTH_HINT = ". Set max_tokens, so that an answer takes less time, or raise the server's IRO_ESTIMATE_SECONDS"
 SHOWING = 16  # different prompts of a file, of which a job has enough left to show a gain on
 
 
@@ -23,9 +25,34 @@ class Verdict:
     sentence: str
 
 
-def judge(rewards: Rewards, repeats: Repeats, expected: Interval | None, error: str | None, rows: int) -> Verdict:
+def judge(
+    rewards: Rewards,
+    repeats: Repeats,
+    expected: Interval | None,
+    error: str | None,
+    rows: int,
+    sampling_errors: Sequence[str] = (),
+) -> Verdict:
     """``expected``: the gain; None where nothing was graded. ``error``: what the grader said of a completion that it
-    could not grade. ``rows``: how many the training file has."""
+    could not grade. ``rows``: how many the training file has. ``sampling_errors``: why prompts could not be sampled,
+    one of each, which the sentence ends with."""
+    verdict = _judged(rewards, repeats, expected, error, rows, bool(sampling_errors))
+    if not sampling_errors:
+        return verdict
+    count = len(sampling_errors)
+    unsampled = "1 prompt" if count == 1 else f"{count} prompts"
+    reason = first_reason(sampling_errors).removesuffix(".")
+    return replace(verdict, sentence=f"{verdict.sentence} {unsampled} could not be sampled, the first: {reason}.")
+
+
+def first_reason(sampling_errors: Sequence[str]) -> str:
+    """The first of them, and what to change where the answer took too long."""
+    return sampling_errors[0] + LENGTH_HINT * ("ReadTimeout" in sampling_errors[0])
+
+
+def _judged(
+    rewards: Rewards, repeats: Repeats, expected: Interval | None, error: str | None, rows: int, any_unsampled: bool
+) -> Verdict:
     values = statistics.gradable(rewards)
     total = sum(map(len, rewards))
     failed = round(statistics.ungradable_share(rewards) * total)
@@ -51,7 +78,8 @@ def judge(rewards: Rewards, repeats: Repeats, expected: Interval | None, error: 
         )
         return Verdict("flaky_grader", message)
     if len(values) < LEAST_PROMPTS:
-        return Verdict("more_rollouts", _few_rows(rows) if rows < LEAST_PROMPTS else _slow(len(values)))
+        few = _few_rows(rows) if rows < LEAST_PROMPTS else _few_graded(len(values), any_unsampled)
+        return Verdict("more_rollouts", few)
     if equal > MOST_EQUAL:
         return Verdict("more_rollouts", _more(len(values), equal, max(map(len, values))))
     if expected.low <= 0:
@@ -75,11 +103,13 @@ def _few_rows(rows: int) -> str:
     )
 
 
-def _slow(prompts: int) -> str:
+def _few_graded(prompts: int, any_unsampled: bool) -> str:
+    graded = f"Only {'1 prompt was' if prompts == 1 else f'{prompts} prompts were'} graded"
+    if any_unsampled:
+        return f"{graded}, too few to say more."
     return (
-        f"Only {'1 prompt was' if prompts == 1 else f'{prompts} prompts were'} graded in the time that an estimate "
-        "has, too few to say more: the sampling or the grader is slow. Lower max_tokens, speed up the grader, or raise "
-        "the server's IRO_ESTIMATE_SECONDS."
+        f"{graded} in the time that an estimate has, too few to say more: the sampling or the grader is slow. Lower "
+        "max_tokens, speed up the grader, or raise the server's IRO_ESTIMATE_SECONDS."
     )
 
 

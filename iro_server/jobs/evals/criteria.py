@@ -95,6 +95,11 @@ class Criteria:
     def _passes(self, number: int, grade: Grade) -> bool:
         return grade.error is None and grade.reward >= self.thresholds[number]
 
+    def wait_for_limits(self) -> None:
+        """As each grader's."""
+        for grader in self.graders:
+            grader.wait_for_limits()
+
     def close(self) -> None:
         for grader in self.graders:
             grader.close()

@@ -51,6 +51,7 @@ class RunExecutor:
         except GraderError as error:
             raise WorkFailed(str(error), "invalid_grader") from error
         with criteria:
+            criteria.wait_for_limits()
             lease.on_stop(criteria.close)
             sampler = None if run.model is None else Sampler(run, environment, lease.request_timeout)
             if sampler is not None:

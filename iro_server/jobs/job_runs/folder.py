@@ -70,6 +70,12 @@ class RunFolder:
         """``progress``: steps that are done and their total; ``message``: the last. Either may be absent."""
         return self._read("status.json")
 
+    def saved_state(self) -> tuple[JsonObject | None, int]:
+        """What changes with each step that the run saves: its progress, and when its last checkpoint was written (ns),
+        of checkpoints that are kept here."""
+        written = (path.stat().st_mtime_ns for path in (self.out / "checkpoints").glob("*.pt"))
+        return self.status().get("progress"), max(written, default=0)
+
     def write_error(self, code: str, message: str, param: str | None) -> None:
         self._write("error.json", {"code": code, "message": message, "param": param})
 

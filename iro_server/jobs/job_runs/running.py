@@ -29,6 +29,22 @@ from iro_server.store.tables import JobRun
 POLL = 0.2  # seconds
 
 
+class SavedSteps:
+    """Has a run's tries count from its last progress on: forgets them with the first step that is saved under a
+    lease."""
+
+    def __init__(self, folder: RunFolder, lease: Lease) -> None:
+        self.folder, self.lease = folder, lease
+        self.before, self.noted = folder.saved_state(), False
+
+    def look(self) -> None:
+        if self.noted or self.folder.saved_state() == self.before:
+            return
+        with contextlib.suppress(SQLAlchemyError):  # a database that is away is told at a later look
+            self.lease.forget_tries()
+            self.noted = True
+
+
 class JobRunExecutor:
     def __init__(self, settings: Settings, sessions: Sessions, grader_environment: GraderEnvironment) -> None:
         self.settings, self.sessions, self.grader_environment = settings, sessions, grader_environment
@@ -40,13 +56,14 @@ class JobRunExecutor:
         Raises WorkFailed with what the job raised, LeaseLost once it is cancelled, Stopping where the server stops.
         """
         folder = RunFolder(self.settings.run_dir(run.id))
+        saved_steps = SavedSteps(folder, lease)
         status, deaths = -1, 0
         while deaths <= self.settings.job_restarts:
             self._wait_until_free(folder, run, lease)
             folder.write_request(run.kind, run.config)
             folder.clear_error()
             with self._process(run, folder) as process:
-                status = self._wait(process, run, lease)
+                status = self._wait(process, run, lease, saved_steps)
             if status == 0:
                 return lease.end("succeeded")
             if error := folder.error():
@@ -83,11 +100,12 @@ class JobRunExecutor:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
-    def _wait(self, process: subprocess.Popen[bytes], run: JobRun, lease: Lease) -> int:
+    def _wait(self, process: subprocess.Popen[bytes], run: JobRun, lease: Lease, saved_steps: SavedSteps) -> int:
         """The process's exit status."""
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return process.wait(POLL)
+            saved_steps.look()
             if lease.stopped:
                 _stop(process, STOP_SECONDS)
                 raise Stopping

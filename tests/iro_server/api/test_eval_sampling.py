@@ -54,6 +54,26 @@ def test_an_item_waits_for_the_limit_of_its_key(client, settings, monkeypatch):
     assert with_key.evals.runs.cancel(run.id, eval_id=eval_id).result_counts.errored == 0
 
 
+JUDGE = {"type": "score_model", "name": "judge", "model": "bytes"}
+JUDGE |= {"input": [{"role": "user", "content": "{{sample.output_text}}"}]}
+COMBINED = {"type": "multi", "name": "both", "graders": {"judge": JUDGE}, "calculate_output": "judge"}
+
+
+@pytest.mark.parametrize("criterion", [JUDGE, COMBINED])
+def test_a_judge_of_this_server_waits_for_the_limit_of_the_runs_key(client, settings, monkeypatch, criterion):
+    """The items bring their samples; the key's minute has room for some of the judge's calls."""
+    monkeypatch.setattr("iro_server.graders.posting.LONGEST_WAIT", 0.1)
+    monkeypatch.setattr("iro_server.graders.posting.ATTEMPTS", 1)
+    with_key = client.with_options(api_key=new_key(settings, "p", "--tokens-per-minute", "700"))
+    eval_id = new_eval(with_key, [criterion])
+    rows = [{"item": {"q": "a"}, "sample": {"output_text": "an answer"}}] * 8
+    source = {"type": "jsonl", "source": {"type": "file_content", "content": rows}}
+    run = with_key.evals.runs.create(eval_id, data_source=source)
+    with pytest.raises(AssertionError):
+        wait_for(lambda: with_key.evals.runs.retrieve(run.id, eval_id=eval_id).result_counts.total, seconds=5.0)
+    assert with_key.evals.runs.cancel(run.id, eval_id=eval_id).result_counts.errored == 0
+
+
 @pytest.mark.parametrize(("column", "code"), [("revoked_at", "key_revoked"), ("expires_at", "key_expired")])
 def test_a_run_ends_with_its_key(client, settings, column, code):
     sessions = open_database(settings)

@@ -24,6 +24,7 @@ SCORE = {
 }
 LABEL = {**SCORE, "type": "label_model", "labels": ["good", "bad"], "passing_labels": ["good"]}
 PAIR = (Sample("it"), {"q": "x"})
+OTHER = (Sample("another"), {"q": "x"})
 
 
 @contextmanager
@@ -209,6 +210,44 @@ def test_other_failures_are_not_asked_again(answer, flag, message):
         (grade,) = graded(SCORE, url)
     assert math.isnan(grade.reward) and grade.flag == flag and message in grade.error
     assert len(asked) == 1
+
+
+def cut(content):
+    """An answer that its token limit ended."""
+    choice = {"index": 0, "finish_reason": "length", "message": {"role": "assistant", "content": content}}
+    return 200, {"object": "chat.completion", "choices": [choice], "usage": {"total_tokens": 7}}, {}
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        (SCORE, '{"steps": [], "result": 0.'),
+        (SCORE, '{"result": 9.'),
+        (SCORE, '{"steps": [{"result": 3}], "result": 0.'),  # whole inside one that is not
+        (SCORE, "Of the 10 points that can be given"),
+        (SCORE, "Step 1: the answer names the capital, so"),
+        (LABEL, "The first half is good, yet the second half is"),
+        (LABEL, "good"),
+        ({**SCORE, "ranking": {}, "input": [{"role": "user", "content": "Which?"}]}, '{"ranking": [2'),
+    ],
+)
+def test_an_answer_that_its_token_limit_cut_is_no_reward(spec, text):
+    with endpoint(cut(text)) as (url, _):
+        grades = graded({**spec, **({"range": [0, 10]} if spec["type"] == "score_model" else {})}, url, [PAIR, OTHER])
+    for grade in grades:
+        assert math.isnan(grade.reward) and grade.flag == "model_grader_parse_error"
+        assert (
+            "cut at its token limit (set a larger max_completions_tokens)" in grade.error and text[:20] in grade.error
+        )
+    assert sum(grade.tokens.get("bytes", 0) for grade in grades) in (7, 14)
+
+
+@pytest.mark.parametrize("rest", ["", " I hope that", '\n{"result": 1'])
+def test_a_whole_result_of_an_answer_that_was_cut_counts(rest):
+    with endpoint(cut(f'Well. {{"result": 0.7}}{rest}')) as (url, _):
+        assert graded(SCORE, url)[0].reward == 0.7
+    with endpoint(cut(f'{{"result": "good"}}{rest}')) as (url, _):
+        assert graded(LABEL, url)[0].reward == 1
 
 
 def test_redirects_are_not_followed():

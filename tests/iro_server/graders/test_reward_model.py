@@ -13,7 +13,12 @@ from iro_server.graders.local_models import bundled_embedding_model, chat_text
 from iro_server.graders.parsing import parse_grader
 
 SPEC = {"type": "score_model", "model": "rm", "input": [{"role": "user", "content": "{{ sample.output_text }}"}]}
-TEXTS = ["a", "b b a", "a b " * 200, "b", "a a b b " * 10, "b a"] * 12
+CONTEXT = 64  # tokens
+TEXTS = ["a", "b b a", "a b " * (CONTEXT // 2), "b", "a a b b " * 10, "b a"] * 12
+CONVERSATION = [
+    {"role": "user", "content": "{{ item.q }}"},
+    {"role": "assistant", "content": "{{ sample.output_text }}"},
+]
 
 
 def rewards(spec, folder, texts):
@@ -35,7 +40,7 @@ def small(request, tmp_path_factory):
         num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=16,
-        max_position_embeddings=64,
+        max_position_embeddings=CONTEXT,
         num_labels=request.param,
         initializer_range=1.0,
     )
@@ -48,11 +53,26 @@ def small(request, tmp_path_factory):
 def test_it_scores_each_text_as_the_model_alone_does(small):
     folder, model, tokenizer = small
     with torch.inference_mode():
-        logits = torch.cat(
-            [model(**tokenizer(t, return_tensors="pt", truncation=True, max_length=64)).logits for t in TEXTS]
-        )
+        logits = torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in TEXTS])
     alone = logits[:, 0] if logits.shape[1] == 1 else logits.softmax(-1)[:, 1]
     np.testing.assert_allclose(rewards(SPEC, folder, TEXTS), alone.numpy(), atol=1e-4)
+
+
+def test_a_conversation_over_the_context_is_not_cut_but_fails(small):
+    folder, *_ = small
+    spec = {**SPEC, "input": CONVERSATION}
+    rows = [("a", CONTEXT), ("b b", CONTEXT), ("b", CONTEXT - 1), ("a b", 10)]
+    with parse_grader(spec, GraderEnvironment(reward_models={"rm": folder})) as grader:
+        grades = grader.grade_many([(Sample(text), {"q": "a " * words}) for text, words in rows])
+        assert grader.grade(Sample("a"), {"q": "a " * CONTEXT}).error == grades[0].error
+    assert [grade.error for grade in grades] == [
+        "the conversation has 65 tokens, the reward model rm reads 64",
+        "the conversation has 66 tokens, the reward model rm reads 64",
+        None,
+        None,
+    ]
+    whole = ["a " * (CONTEXT - 1) + "\nb", "a " * 10 + "\na b"]
+    assert [grade.reward for grade in grades[2:]] == pytest.approx(rewards(SPEC, folder, whole), abs=1e-5)
 
 
 def test_a_range_clamps_only_where_it_is_given(small):

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iro_server.graders.base import Sample, TextTooLong
+from iro_server.graders.parsing import parse_grader
 from iro_server.graders.templates import MissingField, check_template, item_fields, render
 
 plain = st.text(st.characters(exclude_characters="{}", exclude_categories=["Cs"]))
@@ -125,6 +126,29 @@ def test_a_missing_field_is_named(path, said):
     with pytest.raises(MissingField) as missing:
         render("{{ " + path + " }}", scope)
     assert said in str(missing.value)
+
+
+@pytest.mark.parametrize("entry", ["grade", "check_texts"])
+def test_json_of_any_depth_is_graded_or_fails_by_itself(entry):
+    """Near Python's limit a text can be parsed and not be written again."""
+    spec = {"type": "string_check", "operation": "ne", "input": "{{ sample.output_json }}", "reference": "x"}
+    grader = parse_grader(spec)
+    for depth in range(700, 1100):
+        sample = Sample("[" * depth + "]" * depth)
+        if entry == "check_texts":
+            grader.check_texts(sample, {})
+        else:
+            grade = grader.grade(sample, {})
+            assert grade.reward == 1 or grade.flag == "sample_parse_error"
+
+
+def test_a_value_that_is_nested_too_deeply_is_named():
+    value: list = []
+    for _ in range(100_000):
+        value = [value]
+    with pytest.raises(MissingField, match=r"nested too deeply \(in {{ item.x }}\)") as refused:
+        render("{{ item.x }}", {"item": {"x": value}, "sample": {}})
+    assert refused.value.flag == "sample_parse_error"
 
 
 def quickly(call):

@@ -124,6 +124,18 @@ def test_cosine_gives_each_pair_its_own_reward_and_fails_where_a_field_is_missin
     assert grades[0].reward > grades[4].reward > grades[8].reward
 
 
+def test_cosine_of_a_text_over_the_models_context_fails_and_the_others_do_not():
+    spec = {"type": "text_similarity", "evaluation_metric": "cosine", "input": "{{ sample.output_text }}"}
+    grader = parse_grader({**spec, "reference": "{{ item.ref }}"})
+    limit = "cat " * 510  # 512 with the special tokens
+    rows = [(limit, limit), (limit + "cat", limit), ("cat", limit + "cat cat"), ("cat", "cat")]
+    grades = grader.grade_many([(Sample(text), {"ref": reference}) for text, reference in rows])
+    assert grades[0].reward == pytest.approx(1, abs=1e-5) and grades[3].reward == pytest.approx(1, abs=1e-5)
+    assert [grade.error for grade in grades[1:3]] == [
+        f"a text has {tokens} tokens, the embedding model of cosine reads 512" for tokens in (513, 514)
+    ]
+
+
 def test_cosine_without_its_model_says_how_to_name_one(tmp_path):
     spec = {"type": "text_similarity", "evaluation_metric": "cosine", "input": "a", "reference": "b"}
     with pytest.raises(GraderError, match="IRO_EMBEDDING_MODEL") as refused:

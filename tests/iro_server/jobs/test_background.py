@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import select, update
 
 from iro_server import JsonObject
+from iro_server.graders.remote import GraderServiceUnavailable
 from iro_server.jobs import background
 from iro_server.jobs.background import TRIES, Background, Lease, Stopping, WorkFailed, claim
 from iro_server.jobs.records import LeaseLost
@@ -189,14 +190,18 @@ def test_work_that_stores_no_step_and_work_beside_which_nobody_waits_go_on(setti
     assert order == ["a1", "b1", "a2"]
 
 
-def test_a_full_disk_spends_no_try(settings, sessions):
+FULL_DISK = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("error", [FULL_DISK, GraderServiceUnavailable("http://graders: ConnectError")])
+def test_a_full_disk_and_a_grader_service_that_is_away_spend_no_try(settings, sessions, error):
     add(sessions, "a", tries=1)
     tries = []
 
     def execute(estimate: Estimate, lease: Lease) -> None:
         tries.append(estimate.tries)
         if len(tries) <= TRIES:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise error
         lease.end("completed")
 
     run(settings.model_copy(update={"lease": 0.1}), sessions, execute)
@@ -206,7 +211,7 @@ def test_a_full_disk_spends_no_try(settings, sessions):
 def test_a_row_fails_as_its_executor_has_it_fail(settings, sessions):
     for id in ("whole", "broken", "full"):
         add(sessions, id)
-    full = [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]
+    full = [FULL_DISK]
 
     def execute(estimate: Estimate, lease: Lease) -> None:
         def fail(error: JsonObject) -> None:

@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iro_server.alignment.definition import AlignmentOptions
+from iro_server.graders.base import Grade
 from iro_server.jobs.estimates import cost
 from iro_server.jobs.estimates.cost import Rates, Rows, job_cost, job_work, num_completions
-from iro_server.jobs.estimates.running import affordable_prompts, drawn_rows
+from iro_server.jobs.estimates.rollouts import Completion, Rollouts
+from iro_server.jobs.estimates.running import affordable_prompts, drawn_rows, report
 from iro_server.jobs.estimates.statistics import (
     Repeats,
     best_of,
@@ -107,6 +109,30 @@ def test_each_trouble_has_its_verdict_and_says_what_to_change():
     slow, short = verdict(useful[:2]), verdict(useful[:1], rows=1)
     assert slow.word == short.word == "more_rollouts"
     assert "2 prompts were graded in the time" in slow.sentence and "has 1 row, too few" in short.sentence
+
+
+@pytest.mark.parametrize(("sampled", "unsampled", "word"), [(2, 6, "more_rollouts"), (3, 5, "go"), (3, 0, "go")])
+def test_prompts_that_could_not_be_sampled_are_counted_and_the_first_reason_is_said(sampled, unsampled, word):
+    rollouts = Rollouts(tokens=100, sampled=8 * sampled, sampling_seconds=1, graded=8 * sampled, grading_seconds=0.1)
+    rewards = [[float(number % 2) for number in range(8)]] * sampled
+    rollouts.by_prompt = [
+        [Completion(prompt, "text", Grade(reward)) for reward in group] for prompt, group in enumerate(rewards)
+    ]
+    rollouts.errors = ["answered 400: the prompt has 9000 tokens", "no answer: ConnectError", *["answered 400"] * 4]
+    rollouts.errors = rollouts.errors[:unsampled]
+    result = report(rollouts, AlignmentOptions(), Rows(8), 64, lambda completions: completions)
+    assert result["verdict"] == word and "slow" not in result["message"]
+    reason = f"{unsampled} prompts could not be sampled, the first: answered 400: the prompt has 9000 tokens."
+    assert result["message"].endswith(reason) == bool(unsampled)
+    assert result["unsampled"]["prompts"] == unsampled
+    assert result["unsampled"]["error"] == ("answered 400: the prompt has 9000 tokens" if unsampled else None)
+
+
+def test_prompts_that_took_too_long_are_advised_shorter_answers():
+    values = [[0.0, 1.0] * 4] * 2
+    message = judge(values, NEVER, gain(values, 16), None, 40, ["no answer: ReadTimeout timed out"]).sentence
+    assert "1 prompt could not be sampled, the first: no answer: ReadTimeout" in message
+    assert message.endswith("raise the server's IRO_ESTIMATE_SECONDS.")
 
 
 def test_few_prompts_of_which_enough_differ_are_advised_more_prompts_and_not_more_rollouts():

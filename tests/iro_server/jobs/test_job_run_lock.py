@@ -1,4 +1,4 @@
-"""A run whose folder the process of another server still has: that server lost the lease, its process lives."""
+"""A run whose server died or lost it: its folder, which the process of that server may still have, and its tries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlalchemy import update
 
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.jobs import lock
-from iro_server.jobs.background import Lease, Stopping, claim
+from iro_server.jobs.background import TRIES, Lease, Stopping, claim
 from iro_server.jobs.job_runs.running import JobRunExecutor
 from iro_server.jobs.records import LeaseLost
 from iro_server.jobs.worker import TAKEN
@@ -98,3 +98,52 @@ def test_the_wait_ends_with_the_server_and_with_the_run(settings, sessions, leas
         wait_for(lambda: errors, seconds=30)
         waiting.join()
     assert isinstance(errors[0], Stopping if end == "server" else LeaseLost)
+
+
+class SavingExecutor(JobRunExecutor):
+    """Its processes save a step each, as ``saves`` says, and then run on."""
+
+    saves: str | None
+
+    @contextmanager
+    def _process(self, run, folder):
+        if self.saves == "progress":
+            folder.note({"type": "progress", "data": {"done": run.attempt, "total": 9}})
+        elif self.saves == "checkpoint":
+            (folder.out / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (folder.out / "checkpoints" / f"step-{run.attempt}.pt").touch()
+        with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+            yield process
+
+
+def work_until_the_server_dies(settings, sessions, saves: str | None) -> None:
+    row = claim(sessions, JobRun, 30)
+    lease = Lease(sessions, row, 30)
+    saving = SavingExecutor(settings, sessions, GraderEnvironment())
+    saving.saves = saves
+
+    def die() -> None:
+        if saves is not None:
+            wait_for(lambda: run_row(sessions).tries == 0, seconds=30)
+        lease.stop()
+
+    dying = threading.Thread(target=die)
+    dying.start()
+    with pytest.raises(Stopping):
+        saving.execute(row, lease)
+    dying.join()
+    with sessions.begin() as session:  # nobody renews the lease
+        session.execute(update(JobRun).values(lease_until=0.0))
+
+
+@pytest.mark.parametrize("saves", ["progress", "checkpoint"])
+def test_a_run_that_gets_on_is_not_given_up_however_many_servers_die(settings, sessions, saves):
+    with sessions.begin() as session:
+        session.add(JobRun(id="jobrun_1", kind="none", config={}))
+    for attempt in range(1, TRIES + 2):
+        work_until_the_server_dies(settings, sessions, saves)
+        assert (run_row(sessions).attempt, run_row(sessions).tries) == (attempt, 0)
+    for _ in range(TRIES):  # from here on it saves no step
+        work_until_the_server_dies(settings, sessions, None)
+    assert claim(sessions, JobRun, 30) is None
+    assert (run_row(sessions).status, run_row(sessions).error["code"]) == ("failed", "server_died")

@@ -159,6 +159,7 @@ def test_a_worker_that_was_given_up_on_cannot_write(sessions):
         lambda: records.beat(sessions, first),
         lambda: records.record(sessions, first, checkpoint),
         lambda: records.fail(sessions, first, "code", "message"),
+        lambda: records.pause_as_worker(sessions, first, "message"),
         lambda: records.succeed(sessions, first, "/nowhere", {}, None, None),
     ):
         with pytest.raises(records.LeaseLost):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -30,6 +33,29 @@ def test_looking_at_a_lock_makes_nothing(tmp_path):
     assert not lock.held(tmp_path / "absent")
     assert lock.holder(tmp_path / "absent") is None
     assert list(tmp_path.iterdir()) == []
+
+
+HOLD = "import sys, time; from pathlib import Path; from iro_server.jobs import presence\n"
+HOLD += "with presence.present(Path(sys.argv[1])): print('present', flush=True); time.sleep(60)"
+
+
+def test_a_server_that_starts_removes_what_killed_servers_of_its_machine_left(tmp_path):
+    """Not what lives, is of another machine, or began just now."""
+    killed = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
+    killed.stdout.readline()
+    (left,) = (tmp_path / "servers").iterdir()
+    killed.kill()
+    killed.wait()
+    killed.stdout.close()
+    foreign, starting = tmp_path / "servers" / f"{left.stem}.org.1234abcd", tmp_path / "servers" / f"{left.stem}.12ab"
+    with presence.present(tmp_path) as living:
+        for folder in (foreign, starting):
+            folder.mkdir()
+        for folder in (left, foreign, tmp_path / "servers" / living):
+            os.utime(folder, (0, 0))
+        with presence.present(tmp_path) as server:
+            remaining = {path.name for path in (tmp_path / "servers").iterdir()}
+            assert remaining == {foreign.name, starting.name, living, server}
 
 
 @pytest.mark.slow(7)
