@@ -46,6 +46,23 @@ def head_adapter(tilt: Tilt, head_VD: Tensor) -> HeadAdapter:
     return HeadAdapter(rows[used, :-1].contiguous(), columns[:, used].contiguous(), static - static.median())
 
 
+def bias_at_mean_state(tilt: Tilt) -> Tensor:
+    """[V], centred: what the tilt adds at the mean state, without words and lengths. Of tilts that were fitted apart,
+    the sum of each one's at the mean of its own states.
+
+    A fit standardises states: factors add 0 at their mean (``tilt_fit.TiltParameters``). So does the stop gate but for
+    a constant that a tilt does not keep apart; it is left out where the gate reads the state.
+    """
+    bias = tilt.bias.clone()
+    if not stop_gate_reads_state(tilt):
+        bias[list(tilt.stop_ids)] += tilt.gates[STOP, -1]
+    return bias - bias.median()
+
+
+def stop_gate_reads_state(tilt: Tilt) -> bool:
+    return bool(tilt.gates[STOP, :-1].any())
+
+
 def constant_direction(states_ND: Tensor) -> tuple[Tensor, Tensor]:
     """u [D] of which <u, s> is nearly 1 at every state, by ridge regression, and the root mean square of <u, s> - 1 on
     states that it was not fitted on. An adapter without a bias spends a rank on it.

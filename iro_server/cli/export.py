@@ -14,7 +14,7 @@ from iro_server.cli.model import model_dir
 from iro_server.engines.prepare import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from value_heads.tilt_export import HeadAdapter
+    from value_heads.tilt import Tilt
 
 Format = Literal["peft", "vllm", "logit_bias"]
 ENTRIES = 300  # that OpenAI's API takes
@@ -39,10 +39,8 @@ def export(
 ) -> None:
     """Write the tilt that an alignment job fitted, for servers that are not Iro."""
     from iro_server.engines.describe import Description
-    from iro_server.engines.output_head import read_output_head
     from value_heads import load_bundle
     from value_heads.tilt import fold_tilts
-    from value_heads.tilt_export import head_adapter, without_static, write_peft
 
     if out.exists():
         raise FileExistsError(f"{out} exists")
@@ -59,37 +57,66 @@ def export(
             "this tilt depends on the prompt's and the response's words or length, which no adapter holds: "
             "serve it by Iro, or export the rest by --without-words"
         )
-    head, temperature = read_output_head(directory), tilt.temperature()
-    adapter = head_adapter(fold_tilts([tilt], [temperature]), head.weight_VD)
+    unsharpened = fold_tilts([tilt], [tilt.temperature()])
     if format == "logit_bias":
-        _write_logit_bias(adapter, entries, out)
-    elif format == "peft":
-        write_peft(adapter, out, model, head.name)
+        _write_logit_bias(unsharpened, entries, out)
+    elif format == "vllm" and (tilt.direction is None or tilt.direction_error is None):
+        raise ValueError(f"{bundle} is of an earlier format, without the direction that a bias needs: align anew")
     else:
-        if tilt.direction is None or tilt.direction_error is None:
-            raise ValueError(f"{bundle} is of an earlier format, without the direction that a bias needs: align anew")
-        write_peft(without_static(adapter, tilt.direction), out, model, head.name)
-        error = float(tilt.direction_error) * float(adapter.static.square().mean().sqrt())
-        typer.echo(f"The bias is one of the ranks: off by {error:.4f} (root mean square, in logits)")
+        _write_adapter(unsharpened, format, directory, model, out)
     if _is_unproven(folder):
         typer.echo(f"Warning: {UNPROVEN}", err=True)
-    if tilt.sharpness:
-        typer.echo(f"Sample at a temperature of {temperature:.4g}: the tilt sharpens the model, which no file holds")
+    if told := _temperature(folder, tilt):
+        typer.echo(told)
     typer.echo(out)
 
 
-def _write_logit_bias(adapter: HeadAdapter, entries: int, out: Path) -> None:
-    """Write the strongest entries of the adapter's bias, and print how much of the tilt they are."""
-    from value_heads.tilt_export import logit_bias
+def _write_adapter(tilt: Tilt, format: Format, directory: Path, model: str, out: Path) -> None:
+    """Write an adapter of the output head of the model in ``directory``; for vLLM, print the error of its bias."""
+    from iro_server.engines.output_head import read_output_head
+    from value_heads.tilt_export import head_adapter, without_static, write_peft
 
-    bias = logit_bias(adapter.static, entries)
+    head = read_output_head(directory)
+    adapter = head_adapter(tilt, head.weight_VD)
+    if format == "peft":
+        write_peft(adapter, out, model, head.name)
+        return
+    assert tilt.direction is not None and tilt.direction_error is not None
+    write_peft(without_static(adapter, tilt.direction), out, model, head.name)
+    error = float(tilt.direction_error) * float(adapter.static.square().mean().sqrt())
+    typer.echo(f"The bias is one of the ranks: off by {error:.4f} (root mean square, in logits)")
+
+
+def _write_logit_bias(tilt: Tilt, entries: int, out: Path) -> None:
+    """Write the strongest entries of what the tilt adds at the mean state, and print what is left out."""
+    from value_heads.tilt_export import bias_at_mean_state, logit_bias, stop_gate_reads_state
+
+    static = bias_at_mean_state(tilt)
+    bias = logit_bias(static, entries)
     if not bias:
         raise ValueError("the tilt's bias has no entries, so that logit_bias would leave the model as it is")
     out.write_text(json.dumps(bias, indent=1) + "\n")
-    squares = sum(value**2 for value in bias.values()) / float(adapter.static.double().square().sum())
-    summary = f"{len(bias):,} of {int(adapter.static.count_nonzero()):,} entries ({squares:.0%} of the bias's squares)"
-    reads_state = len(adapter.lora_A) > 0
-    typer.echo(summary + "; the part that reads the model's state is left out" * reads_state)
+    squares = sum(value**2 for value in bias.values()) / float(static.double().square().sum())
+    summary = f"{len(bias):,} of {int(static.count_nonzero()):,} entries ({squares:.0%} of the bias's squares)"
+    if "states" in tilt.parts:
+        summary += "; the part that reads the model's state is left out"
+    if stop_gate_reads_state(tilt):
+        summary += ", which adds 0 at the mean state but for the stop tokens"
+    typer.echo(summary)
+
+
+def _temperature(folder: Path, tilt: Tilt) -> str | None:
+    """What to sample at so that the files draw as the job's model does by default; None for a temperature of 1.
+
+    The tilt of a job is of q ∝ exp((logits + A) / temperature) at the job's temperature, which a bundle does not hold.
+    """
+    temperature, of_job = tilt.temperature(), " times the job's"
+    if (folder / "result.json").is_file():
+        temperature, of_job = temperature * _result(folder)["config"].get("temperature", 1.0), ""
+    if temperature == 1:
+        return None
+    reason = "the tilt sharpens the model, which no file holds" if tilt.sharpness else "it was fitted at that"
+    return f"Sample at a temperature of {temperature:.4g}{of_job}: {reason}"
 
 
 def _folder(values: str, data_dir: Path | None) -> Path:

@@ -71,6 +71,15 @@ class Grammars:
                 return matcher.get_error().partition("\n")[0]
         return "it ends too early" if is_whole and not matcher.is_accepting() else None
 
+    def along(self, schema: str, tokens: Sequence[int], vocabulary: int) -> torch.Tensor:
+        """What each token of an answer that is held to ``schema`` was drawn from: bool [T, vocabulary]. Blocks and
+        raises as ``start``."""
+        rows, allowed = GrammarRows(self.start(schema), self._eos_ids), []
+        for token in tokens:
+            allowed.append(rows.allowed(vocabulary))
+            rows.take([[token]])
+        return torch.cat(allowed)
+
     def _compile(self, schema: str) -> LLMatcher:
         vocabulary = self.prepare()
         matcher = LLMatcher(vocabulary, _grammar(schema, WHITESPACE), limits=LIMITS, log_level=0)

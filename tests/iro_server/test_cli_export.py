@@ -105,10 +105,19 @@ def test_logit_bias_has_the_strongest_tokens(tmp_path: Path, tilt: Tilt, model_d
 
 
 def test_what_logit_bias_leaves_out_is_printed(tmp_path: Path, tilt: Tilt, model_dir: Path) -> None:
-    bundle = saved(tmp_path / "bundle", tilt, model_dir)
-    done = iro("export", bundle, "--format", "logit_bias", "--out", str(tmp_path / "bias.json"))
+    """And is in no entry: the factors' constants are what makes them 0 at the mean state."""
+    bundle, out = saved(tmp_path / "bundle", tilt, model_dir), tmp_path / "bias.json"
+    done = iro("export", bundle, "--format", "logit_bias", "--out", str(out))
     count = f"300 of {len(tilt.bias) - 1:,} entries"  # one is the median, which is 0
-    assert done.stdout.startswith(count) and "the part that reads the model's state is left out" in done.stdout
+    assert done.stdout.startswith(count)
+    left_out = (
+        "the part that reads the model's state is left out, which adds 0 at the mean state but for the stop tokens"
+    )
+    assert done.stdout.splitlines()[0].endswith(f"; {left_out}")
+    static = tilt.bias - tilt.bias.median()
+    assert json.loads(out.read_text()) == {
+        str(token): pytest.approx(float(static[token])) for token in static.abs().topk(300).indices.tolist()
+    }
 
 
 def test_a_tilt_without_a_bias_is_no_logit_bias(tmp_path: Path, tilt: Tilt, model_dir: Path) -> None:
@@ -118,7 +127,7 @@ def test_a_tilt_without_a_bias_is_no_logit_bias(tmp_path: Path, tilt: Tilt, mode
     assert not out.exists()
 
 
-def ended_run(folder: Path, best: str, **config: bool) -> str:
+def ended_run(folder: Path, best: str, **config: float) -> str:
     """The folder of a run that has shown no gain."""
     result = {"best_checkpoint": best, "best_iteration": 1, "improved": False, "config": config}
     (folder / "result.json").write_text(json.dumps(result))
@@ -156,7 +165,22 @@ def test_what_sharpens_the_model_is_told_as_a_temperature(tmp_path: Path, tilt: 
     out = tmp_path / "bias.json"
     done = iro("export", bundle, "--format", "logit_bias", "--out", str(out))
     assert json.loads(out.read_text()) == {"7": 2.0, "11": -3.0}
-    assert "Sample at a temperature of 0.5" in done.output
+    assert "Sample at a temperature of 0.5 times the job's" in done.output
+
+
+@pytest.mark.parametrize(
+    ("sharpness", "temperature", "told"),
+    [(2.0, 0.7, "0.2333: the tilt sharpens"), (0.0, 0.7, "0.7: it was fitted"), (1.0, 2.0, None), (0.0, 1.0, None)],
+)
+def test_the_temperature_that_a_job_sampled_at_is_told_with_its_tilt(
+    sharpness: float, temperature: float, told: str | None, tmp_path: Path, tilt: Tilt, model_dir: Path
+) -> None:
+    """q is exp((logits + A) / T) with the job's T."""
+    bundle = saved(tmp_path / "run/iterations/1", sharpened(tilt, sharpness), model_dir)
+    run = ended_run(tmp_path / "run", bundle, temperature=temperature)
+    done = iro("export", run, "--format", "logit_bias", "--out", str(tmp_path / "bias.json"))
+    assert done.exit_code == 0 and ("Sample at" in done.stdout) == (told is not None)
+    assert told is None or f"Sample at a temperature of {told}" in done.stdout
 
 
 def test_generate_applies_the_tilt_and_explains_it(tmp_path: Path, tilt: Tilt, model_dir: Path) -> None:

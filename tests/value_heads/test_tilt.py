@@ -269,6 +269,32 @@ def test_the_loss_is_kl_less_the_advantage_at_a_bounded_ratio() -> None:
     torch.testing.assert_close(tilt_loss(tilt.gather(1, candidates), rows, beta), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_tokens_that_a_schema_does_not_allow_take_no_part() -> None:
+    """A0 - A1 = (E[r|0] - E[r|1]) / beta whatever the frozen model makes of a third token, which could not be drawn."""
+    advantages = torch.tensor([0.1, -0.1])
+    masked = torch.tensor([0.5, 0.5, 0.0]).log().expand(2, -1)
+    rows = replace(
+        rows_of(torch.zeros(VOCABULARY), 2),
+        candidates_NK=torch.arange(3).expand(2, -1),
+        logprobs_NK=masked,
+        features_NKF=torch.zeros(2, 3, len(FEATURES), dtype=torch.bool),
+        drawn_N=torch.tensor([0, 1]),
+        advantages_N=advantages,
+    )
+    additions = torch.zeros(3, requires_grad=True)
+    optimizer = torch.optim.LBFGS([additions], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = tilt_loss(additions.expand(2, -1), rows, 1.0)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    first, second, third = additions.tolist()
+    assert first - second == pytest.approx(0.2, abs=2e-3) and third == 0
+
+
 class CopiesOfHeads(torch.overrides.TorchFunctionMode):
     """Counts copies of an output head in float32."""
 

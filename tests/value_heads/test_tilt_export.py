@@ -5,20 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.value_heads.test_tilt import GROUPS, VOCABULARY, WIDTH, head, random_tilt
+from tests.value_heads.test_tilt import GROUPS, STOP, VOCABULARY, WIDTH, head, random_rows, random_tilt
 from value_heads.prompt_features import FEATURES
-from value_heads.tilt import BoundTilt, Tilt, fold_tilts
+from value_heads.tilt import BoundTilt, Tilt, fold_tilts, zero_tilt
 from value_heads.tilt_export import (
     HeadAdapter,
+    bias_at_mean_state,
     compressed,
     constant_direction,
     head_adapter,
     logit_bias,
     without_static,
 )
+from value_heads.tilt_fit import TiltFit, fit_tilt
 
 
 def without_words(tilt: Tilt) -> Tilt:
@@ -56,6 +58,32 @@ def test_the_error_of_the_direction_is_that_of_unseen_states() -> None:
     """Of states without a constant part, whose dimensions are more than there are states to fit them."""
     states = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
     assert constant_direction(states)[1] > 0.9
+
+
+def centred(additions: torch.Tensor) -> torch.Tensor:
+    return additions - additions.mean(-1, keepdim=True)
+
+
+@given(st.lists(st.floats(0.25, 4), min_size=1, max_size=3))
+@settings(max_examples=5, deadline=None)
+def test_the_bias_of_a_fitted_tilt_is_what_it_adds_at_the_mean_state(strengths: list[float]) -> None:
+    """Also of a sum of tilts that were fitted to the same states, which are far from 0."""
+    rows = random_rows(300)
+    rows = replace(rows, states_ND=rows.states_ND + 5, features_NKF=torch.zeros_like(rows.features_NKF))
+    fit = TiltFit(rank=3, beta=0.2, epochs=20, factor_rate=0.02, length_rate=0.0)
+    zero = zero_tilt(VOCABULARY, WIDTH, (), (STOP,))
+    tilt = fold_tilts([fit_tilt(rows, head(), zero, fit, seed) for seed in range(len(strengths))], strengths)
+    additions = head_adapter(tilt, head()).additions(rows.states_ND)
+    assert centred(additions).std(0).max() > 0.1  # it reads the state
+    bias = centred(bias_at_mean_state(tilt))
+    torch.testing.assert_close(bias, centred(additions.mean(0)), atol=1e-3, rtol=1e-3)
+
+
+def test_the_stop_gate_is_in_the_bias_where_it_reads_no_state() -> None:
+    tilt = without_words(random_tilt(1, 0))
+    constant = replace(tilt, gates=torch.cat([torch.zeros_like(tilt.gates[:, :-1]), tilt.gates[:, -1:]], 1))
+    torch.testing.assert_close(bias_at_mean_state(constant), head_adapter(constant, head()).static)
+    torch.testing.assert_close(bias_at_mean_state(tilt), tilt.bias - tilt.bias.median())
 
 
 def test_the_strongest_entries_are_kept() -> None:

@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iro_server.engines.prepare import prepare_model
 from iro_server.engines.text_parts import text_of
 from training.checkpoints import Checkpoints, open_checkpoints
 from training.iro.data import AlignError, numbered_rows
@@ -40,7 +41,7 @@ def export_rollouts(folder: Path) -> Dataset:
     items = [item for _, item in numbered_rows(_training_file(folder, header))]
     if len({"messages" in item for item in items}) > 1:
         raise AlignError("the training file has rows with prompt and rows with messages, which one table cannot hold")
-    tokenizer = AutoTokenizer.from_pretrained(header["config"]["model_dir"])
+    tokenizer = AutoTokenizer.from_pretrained(header["config"]["model_dir"] or prepare_model())
     with closing(_checkpoints(folder)) as checkpoints:
         rows = list(_rows(checkpoints, items, tokenizer))
     if not rows:

@@ -54,7 +54,7 @@ class LogitBiasConfig(JobConfig):
     url: EngineUrl = Field(description="The base URL of an OpenAI-compatible API.")
     model: str = Field(description="The model's name there.")
     tokenizer: Path = Field(description="A directory with the model's tokenizer, in Hugging Face's format.")
-    training_file: Path = Field(description="JSONL rows with messages or prompt, as of an alignment job.")
+    training_file: Path = Field(description="JSONL rows with messages or prompt, as of an alignment job; no tools.")
     grader: JsonObject = Field(description="The reward, in OpenAI's shape.")
     samples_per_prompt: int = Field(8, ge=2, le=128, description="Plain samples of each prompt.")
     max_tokens: int = Field(64, ge=1, description="Maximum length of a completion.")

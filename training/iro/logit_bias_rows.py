@@ -35,6 +35,9 @@ def split_rows(path: Path, rng: np.random.Generator) -> Parts:
             raise AlignError(f'{path.name}, {place}: not an object with either "messages" or "prompt"')
         if not (row.get("messages") or row.get("prompt")):
             raise AlignError(f"{path.name}, {place}: the prompt is empty")
+        if "messages" in row and row.get("tools"):
+            problem = "a bias is fitted to text, and a call of tools is none: leave out rows with tools"
+            raise AlignError(f"{path.name}, {place}: {problem}", param="training_file")
         by_prompt.setdefault(prompt_of(row), []).append(row)
     groups = list(by_prompt.values())
     if len(groups) < MIN_PROMPTS:

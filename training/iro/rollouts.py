@@ -67,10 +67,14 @@ class Batch:
         return Steering(self.tilt, self.params.strength, self.params.max_kl)
 
     def sampling_of(self, prompt: Prompt, seed: int) -> Sampling:
-        """A conversation with tools is not held to the schema, under which the model could not write a call: neither is
-        a request with tools to the job's model."""
-        has_tools = "messages" in prompt.item and bool(prompt.item.get("tools"))
-        return replace(self.sampling, seed=seed, schema=None if has_tools else self.sampling.schema)
+        return replace(self.sampling, seed=seed, schema=schema_of(prompt, self.sampling.schema))
+
+
+def schema_of(prompt: Prompt, schema: str | None) -> str | None:
+    """The schema of a job, which a conversation with tools is not held to: under it the model could not write a call.
+    Neither is a request with tools to the job's model."""
+    has_tools = "messages" in prompt.item and bool(prompt.item.get("tools"))
+    return None if has_tools else schema
 
 
 def rollout_sampling(temperature: float, info: ModelInfo, schema: str | None = None) -> Sampling:

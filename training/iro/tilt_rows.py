@@ -15,11 +15,12 @@ from torch import Tensor
 
 from iro_server.engines.describe import Description
 from iro_server.engines.frozen_model import FrozenModel
+from iro_server.engines.grammars import grammars_of
 from training.iro.data import Prompt
 from training.iro.fit import Shards
 from training.iro.head_states import head_states
 from training.iro.prefixes import read_states
-from training.iro.rollouts import HEAD_STATES, completions_of
+from training.iro.rollouts import HEAD_STATES, completions_of, schema_of
 from value_heads.bias_fit import fit_bias, within_groups
 from value_heads.length_features import length_features
 from value_heads.prompt_features import TokenGroups, candidate_features, common_tokens
@@ -35,7 +36,8 @@ MOST_POSITIONS = 65_536  # of all rollouts together: more are left out at random
 class TiltData:
     """What tilts are fitted from: prompts by number, graded shards of plain rollouts, the frozen model, and the parts
     of a tilt (``Tilt.parts``) that its engine applies. Rollouts were drawn from q ∝ exp((logits + A) / temperature); A
-    is that of ``policy``, or 0."""
+    is that of ``policy``, or 0. ``schema``: of prompts that are held to it (``rollouts.schema_of``), among the tokens
+    that it allows there."""
 
     prompts: dict[int, Prompt]
     shards: Shards
@@ -44,6 +46,7 @@ class TiltData:
     steers: frozenset[TiltPart]
     policy: Tilt | None = None
     temperature: float = 1.0
+    schema: str | None = None
 
     @cached_property
     def frozen(self) -> FrozenModel:
@@ -65,13 +68,17 @@ class TiltData:
         return None if self.policy is None else BoundTilt(self.policy, self.frozen.head_weight, self.groups)
 
     @torch.no_grad()
-    def policy_logprobs(self, prompt_ids: Sequence[int], tokens: Sequence[int], states_TD: Tensor) -> Tensor:
-        """log q(.|s) [T, V] before each token, of the policy that drew the rollouts."""
+    def policy_logprobs(self, prompt: Prompt, tokens: Sequence[int], states_TD: Tensor) -> Tensor:
+        """log q(.|s) [T, V] before each token, of the policy that drew the rollouts; -inf where q is 0."""
         head = self.frozen.head_weight
         states_TD = states_TD.to(head.device, head.dtype)
         logits_TV = self.frozen.logits(states_TD)
         if self.bound is not None:
-            logits_TV = logits_TV + self.bound.along(prompt_ids, tokens, states_TD, logits_TV)
+            logits_TV = logits_TV + self.bound.along(prompt.token_ids, tokens, states_TD, logits_TV)
+        if schema := schema_of(prompt, self.schema):
+            grammars = grammars_of(self.model.tokenizer, self.model.info.eos_ids)
+            allowed_TV = grammars.along(schema, tokens, logits_TV.shape[1])
+            logits_TV = logits_TV.masked_fill(~allowed_TV.to(head.device), -torch.inf)
         return torch.log_softmax(logits_TV / self.temperature, -1).cpu()
 
     @torch.no_grad()
@@ -138,8 +145,8 @@ def tilt_rows(data: TiltData, zero: Tilt, seed: int) -> TiltRows:
         for row, (place, tokens) in enumerate(zip(graded.places, graded.tokens, strict=True)):
             if total > MOST_POSITIONS and float(torch.rand((), generator=generator)) > MOST_POSITIONS / total:
                 continue
-            prompt_ids = data.prompts[int(graded.prompt_R[row])].token_ids
-            parts.append(_rows_of(data, zero, prompt_ids, tokens, states[place], float(advantages[row])))
+            prompt = data.prompts[int(graded.prompt_R[row])]
+            parts.append(_rows_of(data, zero, prompt, tokens, states[place], float(advantages[row])))
     rows = TiltRows.concatenate(parts)
     return replace(rows, advantages_N=rows.advantages_N / (rows.advantages_N.std() + 1e-6))
 
@@ -148,19 +155,19 @@ def tilt_rows(data: TiltData, zero: Tilt, seed: int) -> TiltRows:
 def _rows_of(
     data: TiltData,
     zero: Tilt,
-    prompt_ids: Sequence[int],
+    prompt: Prompt,
     tokens: list[int],
     states_TD: Tensor,
     advantage: float,
 ) -> TiltRows:
-    logprobs_TV = data.policy_logprobs(prompt_ids, tokens, states_TD)
+    logprobs_TV = data.policy_logprobs(prompt, tokens, states_TD)
     logprobs_TK, candidates_TK = logprobs_TV.topk(min(CANDIDATES, logprobs_TV.shape[1]))
     drawn_T = torch.tensor(tokens)
     missing = ~(candidates_TK == drawn_T[:, None]).any(1)
     candidates_TK[missing, -1] = drawn_T[missing]
     logprobs_TK[missing, -1] = logprobs_TV[missing, drawn_T[missing]]
     stop_ids = torch.tensor(zero.stop_ids, dtype=torch.int64)
-    features = candidate_features(data.groups, prompt_ids, zero.ignored, stop_ids, tokens, candidates_TK)
+    features = candidate_features(data.groups, prompt.token_ids, zero.ignored, stop_ids, tokens, candidates_TK)
     place_T = (candidates_TK == drawn_T[:, None]).int().argmax(1)
     return TiltRows(
         states_TD,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Container, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from iro_server.engines.base import ModelInfo
 from training.iro.config import AlignConfig
 from training.iro.data import AlignError, Prompt, shards_of
 from training.iro.diagnostics import mean_and_error
+from training.iro.held import held_schema
 from training.iro.over_optimization import measures
 from training.iro.rollouts import Source, completions_of
 from training.iro.seeds import TILT
@@ -122,11 +124,13 @@ class Tilting:
         limits: Limits | None = None,
         start: Start | None = None,
     ) -> None:
-        self.run, self.validation, self.data, self.iteration, self.round = run, validation, data, step, tilt_round
+        schema = held_schema(validation.config, data.model)
+        self.data = replace(data, schema=schema) if schema else data
+        self.run, self.validation, self.iteration, self.round = run, validation, step, tilt_round
         self.prefix = ("" if step == 1 else f"{step}-") + numbered("further", tilt_round - 1)
         self.limits, self.start = limits, start
         if not data.model.info.drift:
-            validation.rescore = data.frozen_logprob
+            validation.rescore = self.data.frozen_logprob
 
     def choose(self, heldout: Sequence[Prompt], names: Sequence[tuple[str, str]]) -> Tilt | None:
         """The tilt that the model gets, its strength folded in; the policy's where none is surely better than it.

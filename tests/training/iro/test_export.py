@@ -180,6 +180,20 @@ def test_a_run_that_was_moved_with_its_training_file_is_exported(
     assert export_rollouts(new / "run").to_list() == rows
 
 
+def test_a_run_without_a_model_folder_is_read_with_the_default_model(
+    config: AlignConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `iro run align` writes it: ``model_dir`` is null."""
+    job().execute(config.model_copy(update={"iterations": 1}), tmp_path / "run")
+    header = json.loads((tmp_path / "run/config.json").read_text())
+    header["config"]["model_dir"] = None
+    (tmp_path / "run/config.json").write_text(json.dumps(header))
+    read: list[Path] = []
+    monkeypatch.setattr("training.iro.export.prepare_model", lambda: tmp_path / "default")
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda path: read.append(Path(path)) or Digits())
+    assert len(export_rollouts(tmp_path / "run")) > 0 and read == [tmp_path / "default"]
+
+
 def test_integers_of_more_than_64_bits_are_exported_as_json(config: AlignConfig, tmp_path: Path) -> None:
     write_rows(config, [{"prompt": f"{n:06b}", "hash": n * 2**70} for n in range(40)])
     job().execute(config.model_copy(update={"iterations": 1}), tmp_path / "run")

@@ -57,6 +57,10 @@ def test_equal_prompts_serve_one_purpose(tmp_path):
         ('{"prompt": "a"}\nnot json\n', "line 2"),
         ('{"text": "a"}\n', 'line 1: not an object with either "messages" or "prompt"'),
         ('{"messages": []}\n', "line 1: the prompt is empty"),
+        (
+            '{"prompt": "a", "tools": [{}]}\n{"messages": [{}], "tools": []}\n{"messages": [{}], "tools": [{}]}\n',
+            "line 3: a bias is fitted to text, and a call of tools is none: leave out rows with tools",
+        ),
     ],
 )
 def test_files_that_cannot_be_used_are_refused_by_line(tmp_path, content, message):

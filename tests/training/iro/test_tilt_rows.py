@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 
 from iro_server import JsonObject
+from iro_server.decoding.base import SearchParams
+from iro_server.engines.base import Sampling
 from iro_server.engines.describe import Description
+from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.frozen_model import FrozenModel
 from tests.training.iro.test_prefixes import Folder
 from training.iro.data import Prompt
 from training.iro.fit import Scale, Shards
 from training.iro.head_states import head_states
 from training.iro.prefixes import state_table
-from training.iro.rollouts import HEAD_STATES, stored
+from training.iro.rollouts import HEAD_STATES, Batch, roll_out, stored
 from training.iro.tilt_rows import TiltData, fit_tilts, tilt_rows
 from value_heads.tilt import zero_tilt
 
@@ -80,6 +85,40 @@ def test_a_fit_reads_whole_rollouts_of_about_as_many_positions_as_it_may(
     monkeypatch.setattr("training.iro.tilt_rows.MOST_POSITIONS", total // 4)
     count = len(tilt_rows(data, zero, seed=0))
     assert count % LENGTH == 0 and total / 8 < count < total / 2
+
+
+def test_rollouts_under_a_schema_are_of_what_it_allows(small_engine: EmbeddedEngine, tmp_path: Path) -> None:
+    """A prompt with tools is not held to it. The engine says how likely it drew each completion."""
+    schema, eos_ids = json.dumps({"enum": ["a red lamp", "a river", "7"]}), small_engine.info.eos_ids
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    items: list[JsonObject] = [{"messages": []}, {"messages": [], "tools": tools}]
+    prompts = [Prompt(index, (5, 300 + index), item) for index, item in enumerate(items)]
+    sampling = Sampling(TEMPERATURE, stop_ids=eos_ids, schema=schema)
+    batch = Batch(prompts, [1, 2], sampling, SearchParams(num_successors=4, chunk_length=None), 12)
+    shard = roll_out(small_engine, batch)
+    data = TiltData(
+        {},
+        cast(Shards, None),
+        Description.of_engine(small_engine),
+        lambda: small_engine.frozen,
+        frozenset(),
+        temperature=TEMPERATURE,
+        schema=schema,
+    )
+    ended = 0
+    for prompt, group, drift in zip(prompts, shard["tokens"], shard["drift"], strict=True):
+        states = head_states(small_engine.frozen, prompt.token_ids, group)
+        for tokens, states_TD, expected in zip(group, states, drift["logprobs"], strict=True):
+            logprobs_TV = data.policy_logprobs(prompt, tokens, states_TD)
+            drawn_T = logprobs_TV.gather(1, torch.tensor(tokens)[:, None])[:, 0]
+            assert float(drawn_T.sum()) == pytest.approx(expected, abs=2e-3)
+            assert logprobs_TV.isfinite().all() == ("tools" in prompt.item)
+            torch.testing.assert_close(logprobs_TV.exp().sum(1), torch.ones(len(tokens)))
+            if "tools" not in prompt.item and tokens[-1] in eos_ids:
+                ended += 1
+                only_end = logprobs_TV[-1, list(eos_ids)].exp().sum()
+                torch.testing.assert_close(only_end, torch.tensor(1.0))  # forced
+    assert ended
 
 
 def test_states_that_an_earlier_version_did_not_store_are_recomputed(

@@ -16,6 +16,7 @@ import torch
 from iro_server import JsonObject
 from iro_server.engines.base import ModelInfo
 from iro_server.engines.describe import Description
+from iro_server.engines.frozen_model import FrozenModel
 from iro_server.engines.prepare import prepare_model
 from tests.training.iro.test_loop import comparable
 from tests.training.iro.test_prefixes import Folder
@@ -24,12 +25,15 @@ from training.iro.config import AlignConfig
 from training.iro.data import AlignError, Prompt
 from training.iro.diagnostics import mean_and_error
 from training.iro.export import ROLLOUTS
+from training.iro.fit import Shards
 from training.iro.job import JOB
 from training.iro.over_optimization import measures
 from training.iro.rollouts import completions_of, stored
+from training.iro.tilt_rows import TiltData
 from training.iro.tilt_trials import NONE, Limits, Trial
 from training.iro.tilting import TRIALS, Start, Tilting, rows_of_rollouts, tries_tilts
 from training.iro.trials import SHARPNESS
+from training.iro.validation import Validation
 from training.iro.values import Bundles
 from training.run import Run, RunEvent
 from value_heads import ValueStack, load_bundle
@@ -60,8 +64,19 @@ def test_tilts_are_compared_with_all_rollouts_of_a_held_out_prompt(tmp_path: Pat
 def tilting_of(run: Run, tilt_round: int = 1, kind: type[Tilting] = Tilting, step: int = 1) -> Tilting:
     model = SimpleNamespace(info=SimpleNamespace(drift=True))
     data: Any = SimpleNamespace(model=model, steers=TILT_PARTS)
-    validation: Any = SimpleNamespace(config=SimpleNamespace(tilt_rounds=3, max_kl=None))
+    validation: Any = SimpleNamespace(config=SimpleNamespace(tilt_rounds=3, max_kl=None, response_format=None))
     return kind(run, validation, data, step, tilt_round)
+
+
+def test_tilts_are_fitted_under_the_schema_of_the_response_format(tmp_path: Path, small_model: Path) -> None:
+    definition = {"enum": ["red", "blue"]}
+    form = {"type": "json_schema", "json_schema": {"name": "colour", "schema": definition}}
+    model = Description.of_directory(small_model)
+    data = TiltData({}, cast(Shards, None), model, lambda: cast(FrozenModel, None), TILT_PARTS)
+    with closing(Run(tmp_path, seed=0)) as run:
+        for config in (config_in(tmp_path), config_in(tmp_path, response_format=form)):
+            tilting = Tilting(run, cast(Validation, SimpleNamespace(config=config)), data)
+            assert tilting.data.schema == (config.response_format and json.dumps(definition))
 
 
 def test_nats_cannot_be_limited_where_the_engine_does_not_know_them(tmp_path: Path) -> None:
