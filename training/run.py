@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from training import run_folder
 from training.checkpoints import VARIABLE as STORAGE_VARIABLE
-from training.checkpoints import About, SavedValue, WithTables, claim, open_checkpoints
+from training.checkpoints import About, SavedValue, StorageUnavailable, WithTables, claim, open_checkpoints
 from training.json_values import JsonObject
 from training.metrics import Board, metrics_csv, read_rows
 from training.provenance import input_hashes, versions
@@ -345,8 +345,9 @@ class Job(Generic[AnyConfig]):
                 _write_json(started, header | ({"checkpoints": location} if location else {}))
                 try:
                     returned = self.run(config, run)
-                except ValueError:
-                    if location is None and not run.checkpoints.names() and not finished.exists():
+                except Exception as error:
+                    can_go_on = isinstance(error, Cancelled | StorageUnavailable) or run.checkpoints.names()
+                    if not can_go_on and not finished.exists():
                         started.unlink()  # a corrected config may use the folder
                     raise
             (out / "metrics.csv").write_text(metrics_csv(out))

@@ -20,12 +20,12 @@ Criterion = Callable[..., Tensor]
 
 
 class Example(NamedTuple):
-    """A rollout with its terminal reward; ``prompt_index`` identifies its prompt."""
+    """A rollout with its terminal reward; ``group`` identifies its prompt and the policy that drew it."""
 
     prompt_ids: Sequence[int]
     completion_ids: Sequence[int]
     reward: float
-    prompt_index: int
+    group: int
 
 
 def fit_lora(
@@ -84,11 +84,11 @@ def fit_lora(
 
 
 def _shuffled(examples: Sequence[Example], generator: torch.Generator) -> list[Example]:
-    """Prompts in random order, rollouts of a prompt adjacent, so that a batch reads each prompt once."""
-    by_prompt: dict[int, list[Example]] = {}
+    """Groups in random order, rollouts of a group adjacent, so that a batch reads each prompt once."""
+    by_group: dict[int, list[Example]] = {}
     for example in examples:
-        by_prompt.setdefault(example.prompt_index, []).append(example)
-    groups = list(by_prompt.values())
+        by_group.setdefault(example.group, []).append(example)
+    groups = list(by_group.values())
     return [example for i in torch.randperm(len(groups), generator=generator).tolist() for example in groups[i]]
 
 
@@ -131,6 +131,6 @@ def _heldout_score(
     batches = list(_predictions(backbone, iteration, heldout, batch_size))
     values, targets = (torch.cat(column) for column in zip(*batches, strict=True))
     longest = max(len(example.completion_ids) for example in heldout)
-    groups = [torch.arange(len(e.completion_ids)) + e.prompt_index * longest for e in heldout]
+    groups = [torch.arange(len(e.completion_ids)) + e.group * longest for e in heldout]
     rows = Rows(values[:, None], targets, torch.ones_like(targets), torch.cat(groups).to(values.device))
     return score_predictions([rows], select, criterion)

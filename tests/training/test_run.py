@@ -159,16 +159,22 @@ def test_a_folder_belongs_to_its_input_files_too(tmp_path: Path) -> None:
         read.execute({"rows": rows}, tmp_path / "run")
 
 
-def test_a_run_that_fails_at_once_leaves_its_folder_to_a_corrected_config(tmp_path: Path) -> None:
+@pytest.mark.parametrize("storage", [False, True])
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError])
+def test_a_run_that_fails_at_once_leaves_its_folder_to_a_corrected_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception], storage: bool
+) -> None:
     def refuse(config: WalkConfig, run: Run) -> dict:
         if config.steps < 3:
-            raise ValueError("too few steps")
+            raise error("too few steps")
         return walk(config, run)
 
+    if storage:
+        monkeypatch.setenv("IRO_STORAGE", f"file://{tmp_path}/store")
     refusing = Job("walk", "", WalkConfig, refuse)
-    with pytest.raises(ValueError, match="too few"):
-        refusing.execute({"steps": 2}, tmp_path)
-    assert refusing.execute({"steps": 3}, tmp_path)["config"]["steps"] == 3
+    with pytest.raises(error, match="too few"):
+        refusing.execute({"steps": 2}, tmp_path / "run")
+    assert refusing.execute({"steps": 3}, tmp_path / "run")["config"]["steps"] == 3
 
 
 def test_a_finished_run_without_figures_gets_them(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_the_best_epoch_is_kept(model_dir):
 def test_a_fit_reads_a_prompt_once_for_its_rollouts(tmp_path):
     backbone = LoraBackbone(write_model(tmp_path, seed=3), num_layers=1, rank=2)
     train, heldout = (
-        [each._replace(prompt_ids=[1] * 30 + [2 + each.prompt_index % 30]) for each in examples(prompts)]
+        [each._replace(prompt_ids=[1] * 30 + [2 + each.group % 30]) for each in examples(prompts)]
         for prompts in (range(8), range(100, 102))
     )
     read: list[tuple[int, ...]] = []

@@ -72,9 +72,20 @@ class Split:
         return list(places.values())
 
     @property
-    def all(self) -> list[Prompt]:
-        """Those for validation first."""
-        return [*self.validation, *self.check, *(p for part in self.slices for p in [*part.train, *part.heldout])]
+    def choosing(self) -> list[Prompt]:
+        """Those that may choose something of the job, for validation first."""
+        return [*self.validation, *(p for part in self.slices for p in [*part.train, *part.heldout])]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(len(prompt.token_ids) for prompt in [*self.choosing, *self.check])
+
+    @property
+    def holds_out_again(self) -> bool:
+        """Whether slices hold out the same prompt, of which a fit of the earlier one has been refitted."""
+        held_out = [prompt.index for part in self.slices for prompt in part.heldout]
+        return len(set(held_out)) < len(held_out)
 
 
 def shards_of(prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:
@@ -143,6 +154,8 @@ def _row_problem(error: Exception) -> str:
 def _next(rows: Iterator[tuple[str, Any]], path: Path, param: str) -> tuple[str, Any] | None:
     try:
         return next(rows, None)
+    except OSError as error:
+        raise AlignError(f"{path.name}: {error.strerror}", param=param) from error
     except ValueError as error:
         raise AlignError(f"{path.name}, {error}", param=param) from error
 

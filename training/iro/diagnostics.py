@@ -29,23 +29,24 @@ def diagnose(heldout: Shards, new: Values, stack_values: Values) -> JsonObject:
     within-prompt variance [T], R² [T] and calibration bins. ``overall``: the two correlations over all prefixes.
 
     In standardised rewards. ``new`` and ``stack_values`` give [N] at the stored prefixes; tokens between are NaN.
+    Correlations are among draws of one policy: one that tells policies apart says nothing of a search's gain.
     """
-    new_rows, stack_rows, rewards, lengths, prompts, every_reward = [], [], [], [], [], []
-    for graded in (part for index in range(len(heldout)) for part in heldout.graded(index).parts()):
+    new_rows, stack_rows, rewards, lengths, groups, every_reward = [], [], [], [], [], []
+    for shard, graded in ((i, part) for i in range(len(heldout)) for part in heldout.graded(i).parts()):
         sizes = torch.bincount(graded.row_N, minlength=len(graded.tokens)).tolist()
         new_rows += list(new(graded).split(sizes))
         stack_rows += list(stack_values(graded).split(sizes))
         rewards.append(graded.rewards_R)
         lengths.append(graded.lengths_R)
-        prompts.append(graded.prompt_R)
+        groups.append(heldout.groups(shard, graded.prompt_R))
         every_reward.append(graded.rewards_R[graded.row_N])
-    rewards_N, lengths_N, prompts_N = (torch.cat(parts).numpy() for parts in (rewards, lengths, prompts))
+    rewards_N, lengths_N, groups_N = (torch.cat(parts).numpy() for parts in (rewards, lengths, groups))
     length = int(lengths_N.max())
     place_P = np.array(prefix_lengths(length)) - 1
     reach_N = np.searchsorted(place_P, lengths_N)  # prefixes of each rollout that others have too
     new_NP, stack_NP = (pad_sequence(rows, batch_first=True).numpy() for rows in (new_rows, stack_rows))
-    newest = within_prompt(new_NP, rewards_N, prompts_N, reach_N)
-    stack = within_prompt(stack_NP, rewards_N, prompts_N, reach_N)
+    newest = within_prompt(new_NP, rewards_N, groups_N, reach_N)
+    stack = within_prompt(stack_NP, rewards_N, groups_N, reach_N)
 
     def by_token(values_P: Array) -> list[float]:
         values_T = np.full(length, np.nan)
@@ -76,6 +77,12 @@ def mean_and_error(samples: Sequence[float]) -> tuple[float, float]:
     valid_samples = np.array([sample for sample in samples if not math.isnan(sample)])
     error = valid_samples.std(ddof=1) / math.sqrt(len(valid_samples)) if len(valid_samples) > 1 else math.nan
     return float(valid_samples.mean()) if len(valid_samples) else math.nan, float(error)
+
+
+def ranking_mean(samples: Sequence[float]) -> float:
+    """Mean of the samples that are not NaN, -∞ without one: ``max`` keeps a NaN that comes first."""
+    mean, _ = mean_and_error(samples)
+    return -math.inf if math.isnan(mean) else mean
 
 
 def mean_and_half_width(samples: Sequence[float]) -> tuple[float, float]:

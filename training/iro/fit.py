@@ -168,6 +168,11 @@ class Shards(Sequence[Rows]):
         """Tokens of the graded completions."""
         return (tokens for index in range(len(self)) for tokens in self.graded(index).tokens)
 
+    def groups(self, index: int, prompt_R: Tensor) -> Tensor:
+        """Numbers [R] for prompts of shard ``index`` that no other shard has. Shards share a prompt where different
+        policies drew its completions, which no search compares."""
+        return prompt_R * len(self) + index
+
     def graded(self, index: int) -> Graded:
         self.source.stop_if_asked()
         rollouts, rewards = self.names[index]
@@ -242,7 +247,7 @@ def _fit(config: AlignConfig, spec: FeatureSpec, train: Shards, heldout: Shards,
         refit = fit_logistic(spec, [*rows, *heldout_rows], alphas=[chosen.chosen])
         return Fitted(refit.head, chosen.head, chosen.chosen)
     prefixes = fit_values(spec, train, heldout)
-    if not spec.stop_ids or not _finished_vary(train, spec):
+    if spec.ended or not spec.stop_ids or not _finished_vary(train, spec):
         return Fitted(prefixes.head, prefixes.judged, prefixes.alpha)
     finished_heldout = replace(heldout, finished=True)
     ended = fit_values(spec, replace(train, finished=True), finished_heldout)

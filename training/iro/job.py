@@ -39,7 +39,8 @@ def with_improvement(config: AlignConfig, run: Run, result: JsonObject) -> JsonO
     check = run.checks[0]
     if not check["holds"]:
         served = "is served all the same, as keep_unproven demands" if config.keep_unproven else FROZEN_BEHAVIOUR
-        got = str(check["got"]).replace(" ± nan", ", of a single prompt, which gives no interval")
+        got = str(check["got"]).replace("nan ± nan", "unknown")
+        got = got.replace(" ± nan", ", of a single prompt, which gives no interval")
         gain = f"Gain: {got} ({check['name']})"
         run.emit("message", f"{gain}. The 95 % interval is not above 0. The aligned model {served}", level="warn")
     return result | {"improved": check["holds"]}

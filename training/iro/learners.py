@@ -129,13 +129,13 @@ class LoraLearner:
         return Learned(stack, stack, {"setting": best} | diagnose(heldout, new, stack_values))
 
     def _examples(self, shards: Shards) -> list[Example]:
-        return [
-            Example(self.prompts[prompt].token_ids, tokens, reward, prompt)
-            for graded in map(shards.graded, range(len(shards)))
-            for prompt, tokens, reward in zip(
-                graded.prompt_R.tolist(), graded.tokens, graded.rewards_R.tolist(), strict=True
-            )
-        ]
+        examples = []
+        for index, graded in enumerate(map(shards.graded, range(len(shards)))):
+            groups = shards.groups(index, graded.prompt_R).tolist()
+            columns = (graded.prompt_R.tolist(), graded.tokens, graded.rewards_R.tolist(), groups)
+            for prompt, tokens, reward, group in zip(*columns, strict=True):
+                examples.append(Example(self.prompts[prompt].token_ids, tokens, reward, group))
+        return examples
 
     def _values(self, backbone: LoraBackbone, iteration: int, graded: Graded) -> Tensor:
         """[N] at the prefixes of its completions."""

@@ -25,15 +25,16 @@ PROMPTS, SAMPLES = 8, 4  # plain samples that are measured: 16,384 base tokens a
 
 
 def with_max_tokens(
-    config: AlignConfig, run: Run, model: Description, executor: Executor, prompts: Sequence[Prompt]
+    config: AlignConfig, run: Run, model: Description, executor: Executor, prompts: Sequence[Prompt], longest: int
 ) -> AlignConfig:
     """``config`` with a number for ``max_tokens`` "auto".
 
-    ``prompts``: all of the job's, of which the first are measured, once in the life of the run.
+    ``prompts``: of which the first are measured, once in the life of the run. ``longest``: tokens of the job's longest
+    prompt.
     """
     if config.max_tokens != "auto":
         return config
-    most = min(MOST_TOKENS, model.info.max_length - max(len(prompt.token_ids) for prompt in prompts))
+    most = min(MOST_TOKENS, model.info.max_length - longest)
     measured = prompts[:PROMPTS]
 
     def measure() -> JsonObject:

@@ -27,8 +27,9 @@ from training.iro import distance, report
 from training.iro.collection import Collection, ShardNames
 from training.iro.config import AlignConfig
 from training.iro.data import AlignError, Prompt, Slice, shards_of, split
-from training.iro.diagnostics import BY_POSITION, emit_correlation, mean_and_error, mean_and_half_width
+from training.iro.diagnostics import BY_POSITION, emit_correlation, mean_and_error
 from training.iro.executor import Executor
+from training.iro.final_check import state_gain
 from training.iro.fit import Scale, Shards
 from training.iro.grading import Grading, merge
 from training.iro.learners import make_learner
@@ -46,7 +47,7 @@ from training.iro.validation import Validated, Validation
 from training.iro.values import Bundles, Stack
 from training.json_values import JsonObject
 from training.run import Run, jsonable
-from value_heads import save_bundle
+from value_heads import ValueStack, save_bundle
 from value_heads.tilt import Tilt
 
 
@@ -68,7 +69,8 @@ class Alignment:
         self.run, self.model, self.grader, self.executor = run, model, grader, executor
         self.bundles = Bundles(model.info, config.model_dir)
         self.prompts = split(config, model, run.rng(SPLIT))
-        self.config = config = with_max_tokens(config, run, model, executor, self.prompts.all)
+        measured, longest = self.prompts.choosing, self.prompts.longest
+        self.config = config = with_max_tokens(config, run, model, executor, measured, longest)
         self.grading = Grading(config, run, model, executor.grader(grader))
         self.collection = Collection(run, self.grading, executor)
         self.validation = Validation(config, run, model, self.grading, executor)
@@ -77,6 +79,7 @@ class Alignment:
         self.scale = Scale()
         self.base_rows: list[JsonObject] = []  # of the frozen model on validation prompts
         self.stack: Stack | None = None
+        self.judged: Stack | None = None  # what new value functions are judged with: fitted to no held-out prompts
         self.betas: list[float] = []
         self.tilt: Tilt | None = None  # of the policy that the next rollouts are drawn from
         self.limits: Limits | None = None  # of a tilted model's text
@@ -161,7 +164,10 @@ class Alignment:
         judged = self.values_of(fitted, "judged").with_betas(self.betas).with_tilt(self.tilt)
         params = guided(self.config).model_copy(update={"strength": 1.0 if self.tilt else 0.0})
         self.betas[-1], tried = self.validation.choose_beta(step, part, judged, self.betas, params)
-        self.stack = self.values_of(fitted, "bundle").with_betas(self.betas).with_tilt(self.tilt)
+        stack = self.on_refitted(self.values_of(fitted, "bundle"))
+        self.stack = stack.with_betas(self.betas).with_tilt(self.tilt)
+        apart = self.prompts.holds_out_again and isinstance(judged, ValueStack)
+        self.judged = judged.with_betas(self.betas) if apart else self.stack
         served = self.serve(step) if validates(self.config, step) else None
         self.validation.rescore = None  # and with it the frozen model, where servers run it
         if served is not None:
@@ -236,7 +242,7 @@ class Alignment:
         """Iteration ``step``'s value function on top of the ones before, as a bundle, and its diagnostics."""
         self.run.emit("message", f"Iteration {step}: fitting the value function")
         seed = self.run.derive_seed(FIT, step)
-        before = self.stack if self.tilt is None else None
+        before = self.judged if self.tilt is None else None
         bundle, judged, diagnostics = self.executor.fit(self.learner, before, train, heldout, seed)
         if "message" in diagnostics:
             self.run.emit("message", diagnostics["message"])
@@ -246,6 +252,13 @@ class Alignment:
     def values_of(self, fitted: JsonObject, part: Literal["bundle", "judged"]) -> Stack:
         """The step's fit, betas aside: of all prompts, or ``judged``, of those not held out."""
         return self.bundles.unpack(fitted[part])
+
+    def on_refitted(self, fitted: Stack) -> Stack:
+        """The newest value function of ``fitted`` on top of those that are served, not of those that judged it."""
+        before = self.stack if self.tilt is None and self.judged is not self.stack else None
+        if isinstance(fitted, ValueStack) and isinstance(before, ValueStack):
+            return ValueStack([*before.heads, fitted.heads[-1]], [*before.betas, 1.0])
+        return fitted
 
     def save(self, folder: Path, stack: Stack, metrics: JsonObject | None = None) -> None:
         info = self.model.info
@@ -341,17 +354,8 @@ class Alignment:
             f"iteration {best['step']} on other prompts",
             picks=True,
         )
-        gains = [row["value_pick"] - base["mean"] for row, base in zip(after.rows, before.rows, strict=True)]
-        groups = self.prompts.check_groups  # rows of the same prompt tell of one prompt
-        gain, half_width = mean_and_half_width([mean_and_error([gains[i] for i in group])[0] for group in groups])
         is_apart = self.prompts.check is not self.prompts.validation
-        self.run.check(
-            "held-out reward of the aligned model, without calling the grader, less the frozen model's, on "
-            f"{len(groups)} prompts that chose {'nothing' if is_apart else 'it, as there are no others'}",
-            expected="95 % interval above 0",
-            got=f"{gain:.3f} ± {half_width:.3f}",
-            holds=gain - half_width > 0,
-        )
+        state_gain(self.run, before.rows, after.rows, self.prompts.check_groups, is_apart)
 
     def conclude(self, base: list[JsonObject], history: list[JsonObject]) -> JsonObject:
         """The best iteration by validation reward, of those that write like the frozen model if any is above it,

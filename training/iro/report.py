@@ -10,7 +10,7 @@ from typing import get_args
 
 from iro_server.graders.base import Flag, Grader
 from iro_server.graders.multi import MultiGrader
-from training.iro.diagnostics import mean_and_error, mean_and_half_width
+from training.iro.diagnostics import mean_and_error, mean_and_half_width, ranking_mean
 from training.iro.grading import PARSE_ERROR, Tally, merge
 from training.iro.validation import Validated
 from training.json_values import JsonObject
@@ -134,12 +134,7 @@ def message(row: JsonObject) -> str:
 
 def best(history: Sequence[JsonObject], count: int) -> list[JsonObject]:
     """The validated iterations of the highest held-out reward, best first; of equals, the earlier."""
-
-    def held_out(row: JsonObject) -> float:
-        reward = row["full_valid_mean_reward"]
-        return -math.inf if math.isnan(reward) else reward
-
-    return sorted((row for row in history if row["path"]), key=held_out, reverse=True)[:count]
+    return sorted((row for row in history if row["path"]), key=_held_out, reverse=True)[:count]
 
 
 def drop_checkpoints(run: Run, history: Sequence[JsonObject]) -> None:
@@ -163,5 +158,9 @@ def _mean(tally: Tally, grader: str) -> float:
 
 def rises(history: Sequence[JsonObject]) -> bool:
     """Whether the last iteration's held-out reward is above that of every validated iteration before."""
-    *before, last = (row["full_valid_mean_reward"] for row in history if row["path"])
+    *before, last = (_held_out(row) for row in history if row["path"])
     return not before or last > max(before)
+
+
+def _held_out(row: JsonObject) -> float:
+    return ranking_mean([row["full_valid_mean_reward"]])

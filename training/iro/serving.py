@@ -15,7 +15,7 @@ from iro_server.alignment.definition import MAX_SUCCESSORS
 from iro_server.decoding.base import SearchParams
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt
-from training.iro.diagnostics import mean_and_error, reward_statistics
+from training.iro.diagnostics import mean_and_error, ranking_mean, reward_statistics
 from training.iro.distance import kl_per_token
 from training.iro.over_optimization import MEASURES, departures, perplexity, rises, writes_alike
 from training.iro.validation import Validated, Validation
@@ -188,10 +188,10 @@ def best_way(
 
 def cheapest(rewards: dict[str, list[float]], rows: dict[str, int]) -> str:
     """The fewest rows whose reward the best does not exceed by twice the error of the paired difference."""
-    best = max(rewards, key=lambda name: mean_and_error(rewards[name])[0])
+    best = max(rewards, key=lambda name: ranking_mean(rewards[name]))
 
     def is_as_good(name: str) -> bool:
         gap, error = mean_and_error([b - a for a, b in zip(rewards[name], rewards[best], strict=True)])
         return name == best or gap <= 2 * error
 
-    return min(filter(is_as_good, rewards), key=lambda name: (rows[name], -mean_and_error(rewards[name])[0]))
+    return min(filter(is_as_good, rewards), key=lambda name: (rows[name], -ranking_mean(rewards[name])))

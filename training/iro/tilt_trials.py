@@ -21,7 +21,7 @@ MUCH_MORE = 1.5  # times the gain of what is kept: by a tilt whose text is refus
 
 def trial_report(trials: Sequence[Trial], best: Trial | None) -> str:
     parts = [
-        f"{trial.name}: {mean_reward(trial):.3f} "
+        f"{trial.name}: {mean_and_error(trial.rewards)[0]:.3f} "
         f"(perplexity {perplexity(trial.rows):.1f}, distinct-2 {distinct_2(trial.rows):.2f})"
         for trial in trials
     ]

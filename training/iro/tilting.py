@@ -268,7 +268,8 @@ class Tilting:
         rows = [row for part in self.validation.search(names, batches) for row in part["rows"]]
         trial = Trial(kind, strength, rows, sharpness, penalty)
         if sampled:
-            self.run.emit("message", f"One row, {trial.name}: reward {mean_reward(trial):.3g} on held-out prompts")
+            reward, _ = mean_and_error(trial.rewards)
+            self.run.emit("message", f"One row, {trial.name}: reward {reward:.3g} on held-out prompts")
         return trial
 
     def trial_seed(self, prompt: Prompt) -> int:

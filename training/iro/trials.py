@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
-from training.iro.diagnostics import mean_and_error
+from training.iro.diagnostics import mean_and_error, ranking_mean
 
 SHARPNESS = (0.5, 1.0, 2.0)  # temperatures 2/3, 1/2 and 1/3
 PENALTIES = (1.0, 2.0, 3.0)  # nats on words that a response has already
@@ -53,7 +53,8 @@ class TextLimits(Protocol[Judged]):
 
 
 def mean_reward(trial: Rewarded) -> float:
-    return mean_and_error(trial.rewards)[0]
+    """-∞ where the grader gave none: such a trial is never the best."""
+    return ranking_mean(trial.rewards)
 
 
 def surely_above(trial: Rewarded, other: Rewarded, errors: float = 2.0) -> bool:

@@ -134,7 +134,7 @@ class Validation:
             yield Searched(name, batch.prompts, tokens, rollouts["usage"], rollouts["drift"], seconds)
 
     def judge(self, searched: Searched, graded: Callable[[], list[list[Grade]]]) -> JsonObject:
-        """Rewards of each prompt's finals: of the value's pick, of the grader's pick, and their mean; and tallies.
+        """Rewards of each prompt's finals: each, their mean, of the value's pick, of the grader's pick; and tallies.
 
         ``completions``: ``measures`` of the finals that were graded, of all or of the first.
         """
@@ -153,6 +153,7 @@ class Validation:
                     "value_pick": rewards[0],
                     "grader_pick": max((r for r in rewards if not math.isnan(r)), default=math.nan),
                     "mean": mean_and_error(rewards)[0],
+                    "rewards": rewards,
                     "text": text,
                     "tokens": drift["tokens"],
                     "kl": drift["kl"],
@@ -239,8 +240,8 @@ def tries_betas(config: AlignConfig, value_functions: int) -> bool:
 
 
 def average(rows: Sequence[JsonObject]) -> list[JsonObject]:
-    """A row for each prompt, from one for each of its searches; the text is the first's. ``picks``: of
-    ``completions``, the first of each search."""
+    """A row for each prompt, from one for each of its searches; the text is the first's. ``rewards``: of each search.
+    ``picks``: of ``completions``, the first of each search."""
     by_prompt: dict[int, list[JsonObject]] = {}
     for row in rows:
         by_prompt.setdefault(row["prompt"], []).append(row)
@@ -249,6 +250,7 @@ def average(rows: Sequence[JsonObject]) -> list[JsonObject]:
         of_prompt[0]
         | {"text_reward": of_prompt[0]["value_pick"]}
         | {name: mean_and_error([row[name] for row in of_prompt])[0] for name in means if name in of_prompt[0]}
+        | ({"rewards": [row["rewards"] for row in of_prompt]} if "rewards" in of_prompt[0] else {})
         | _completions(of_prompt)
         for of_prompt in by_prompt.values()
     ]

@@ -78,3 +78,13 @@ def test_a_loss_is_no_improvement(config: AlignConfig, tmp_path: Path) -> None:
     assert result["improved"] is False and (Path(result["best_checkpoint"]) / "manifest.json").is_file()
     (warning,) = warnings
     assert result["checks"][0]["got"].startswith("-") and result["checks"][0]["got"] in warning
+
+
+def test_a_gain_of_the_answers_alone_that_can_be_graded_is_none(config: AlignConfig, tmp_path: Path) -> None:
+    """The grader fails on what the aligned model writes, and the frozen one hardly does."""
+    source = "def grade(sample, item):\n    ones = sample['output_text'].count('1')\n"
+    grader = {"type": "python", "source": f"{source}    assert ones < 4\n    return ones\n", "workers": 1}
+    result, warnings = execute(config.model_copy(update={"grader": grader, "iterations": 1}), tmp_path / "run")
+    (check,) = result["checks"]
+    assert not result["improved"] and check["name"] in warnings[-1]
+    assert "on 5 prompts" in check["name"] and "of the aligned model's 5" in check["name"]

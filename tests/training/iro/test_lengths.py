@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from iro_server.engines.describe import Description
-from tests.training.iro.toy_job import MODEL, Toy, job
+from iro_server.graders.parsing import parse_grader
+from tests.training.iro.toy_job import MODEL, Toy, job, write_prompts
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt
 from training.iro.executor import LocalExecutor
 from training.iro.lengths import PROMPTS, SAMPLES, choose, with_max_tokens
-from training.iro.rollouts import completions_of
+from training.iro.loop import Alignment
+from training.iro.rollouts import Batch, completions_of
+from training.json_values import JsonObject
 from training.run import Cancelled, Run
 
 STOPS = [True] * 20
@@ -61,6 +65,24 @@ def test_a_job_measures_it_once_and_tells(config: AlignConfig, tmp_path: Path) -
     assert progress[-1]["done"] == progress[-1]["total"]
 
 
+def test_prompts_of_the_final_check_do_not_choose_the_length(config: AlignConfig, tmp_path: Path) -> None:
+    """Not where there are fewer validation prompts than are measured, either."""
+    write_prompts(config.training_file, 12)
+    auto = config.model_copy(update={"max_tokens": "auto", "iterations": 1})
+    measured: list[Prompt] = []
+
+    class Noting(LocalExecutor):
+        def roll_out(self, batches: Sequence[Batch]) -> Generator[JsonObject, None, None]:
+            measured.extend(prompt for batch in batches for prompt in batch.prompts)
+            return super().roll_out(batches)
+
+    with parse_grader(auto.grader) as grader:
+        executor = Noting(Toy(), auto.model_dir)
+        prompts = Alignment(auto, Run(tmp_path / "run", seed=0), MODEL, grader, executor).prompts
+    assert measured == prompts.choosing[:PROMPTS] and not [prompt for prompt in measured if prompt in prompts.check]
+    assert len(prompts.validation) < PROMPTS
+
+
 def test_a_killed_job_does_not_measure_again(config: AlignConfig, tmp_path: Path) -> None:
     auto = config.model_copy(update={"max_tokens": "auto", "iterations": 1})
     asked: list[int] = []
@@ -92,11 +114,12 @@ def test_what_never_stops_is_cut(config: AlignConfig, tmp_path: Path, engine: To
     prompts = [Prompt(index, (0, 1, 0, 1, 0, 1), {row: "010101"}) for index in range(2)]
     executor = LocalExecutor(engine, auto.model_dir)
     run = Run(tmp_path / "run", seed=0)
-    assert with_max_tokens(auto, run, Description.of_engine(engine), executor, prompts).max_tokens == max_tokens
+    measured = with_max_tokens(auto, run, Description.of_engine(engine), executor, prompts, longest=6)
+    assert measured.max_tokens == max_tokens
 
 
 def test_a_number_stays_as_it_is(config: AlignConfig, tmp_path: Path) -> None:
     executor = LocalExecutor(Toy(), config.model_dir)
     run = Run(tmp_path / "run", seed=0)
-    assert with_max_tokens(config, run, MODEL, executor, []) is config
+    assert with_max_tokens(config, run, MODEL, executor, [], 0) is config
     assert not run.has("lengths")

@@ -355,13 +355,20 @@ def test_cancelling_keeps_what_was_done(config: AlignConfig, tmp_path: Path) -> 
         (['{"text": "0101"}'], "line 1.*messages"),
         ([json.dumps({"prompt": "0" * 5000})], "line 1: the prompt has 5000 tokens"),
         ([], "no rows"),
+        (None, r"train\.jsonl: No such file or directory"),
         (['{"prompt": "0101"}'], "add 4 different prompts or more"),
     ],
 )
-def test_bad_training_rows_are_named(config: AlignConfig, tmp_path: Path, lines: list[str], message: str) -> None:
-    config.training_file.write_text("\n".join(lines))
-    with pytest.raises(AlignError, match=message):
+def test_bad_training_rows_are_named(
+    config: AlignConfig, tmp_path: Path, lines: list[str] | None, message: str
+) -> None:
+    if lines is None:
+        config.training_file.unlink()
+    else:
+        config.training_file.write_text("\n".join(lines))
+    with pytest.raises(AlignError, match=message) as error:
         job().execute(config, tmp_path / "run")
+    assert error.value.param == "training_file" and not (tmp_path / "run/config.json").exists()
 
 
 @pytest.mark.parametrize(

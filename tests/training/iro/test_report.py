@@ -208,6 +208,7 @@ def test_a_reward_rises_above_all_earlier_ones_and_not_the_last_alone() -> None:
     for reward, is_higher in rewards.items():
         history = [{"path": "p", "full_valid_mean_reward": each} for each in (0.5, 0.9, 0.6, reward)]
         assert rises(history) == is_higher
+    assert rises([{"path": "p", "full_valid_mean_reward": each} for each in (float("nan"), 0.5)])
 
 
 def test_the_checked_gain_is_of_the_iteration_that_is_served(

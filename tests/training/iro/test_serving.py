@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +33,12 @@ def test_of_ways_with_equal_rows_that_are_as_good_the_best_is_served() -> None:
     rows = {"samples": 4, "search": 4, "wide search": 16}
     rewards = {"samples": [0.5, 0.9, 0.7], "search": [0.8, 0.7, 0.8], "wide search": [0.9, 0.8, 0.7]}
     assert cheapest(rewards, rows) == "search"
+
+
+@pytest.mark.parametrize("names", [("tilt", "search"), ("search", "tilt")])
+def test_a_way_without_a_reward_is_not_served(names: tuple[str, str]) -> None:
+    rewards = {"tilt": [math.nan] * 4, "search": [1.0, 2.0, 1.0, 2.0]}
+    assert cheapest({name: rewards[name] for name in names}, {"tilt": 1, "search": 16}) == "search"
 
 
 class StrengthAsReward:

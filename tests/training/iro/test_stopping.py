@@ -149,6 +149,18 @@ def test_finished_completions_have_values_of_their_own(tmp_path: Path) -> None:
     assert value(1, 1, 1, 0, 1) < value(1, 0, 2, 0, 0) - 0.2
 
 
+def test_a_spec_with_features_of_finished_completions_needs_no_second_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose held-out correlation would be the higher one."""
+    correlations = iter((0.5, 0.4))
+    monkeypatch.setattr("training.iro.fit.score", lambda *_: next(correlations))
+    spec = FeatureSpec(summed=(0,), stop_ids=(END,), ended=True, position=False, horizon=TOY_TOKENS)
+    config = toy_config(tmp_path).model_copy(update={"feature_spec": spec, "iterations": 1})
+    result = job().execute(config, tmp_path / "run")
+    assert result["checks"][0]["holds"] and Run(tmp_path / "run", seed=0).load("1-fit")["ended_setting"] is None
+
+
 @pytest.mark.parametrize(("ended", "prefixes"), [(0.5, 0.4), (0.4, 0.4)])
 def test_finished_completions_have_values_of_their_own_where_held_out_prompts_prefer_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: float, prefixes: float

@@ -49,6 +49,17 @@ def test_the_tilt_of_the_highest_reward_is_kept() -> None:
     assert best_trial([better, best], BASE, LIMITS) is best
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_trial_without_a_reward_is_never_the_best_one(first: int) -> None:
+    ungraded, good = trial("words", [math.nan] * 4), trial("bias", [0.5, 0.7, 0.6, 0.8], strength=4)
+    trials = [ungraded, good] if first == 0 else [good, ungraded]
+    assert best_trial(trials, BASE, LIMITS) is good
+    assert next_trial(trials, LIMITS) == ("bias", 6.0)
+    assert sharpened_trials(trials, BASE, LIMITS) == [good]
+    refused = trial("states", [0.9] * 4, -40.0)
+    assert refused_trials([*trials, refused], trial("none", [math.nan] * 4), LIMITS) == [refused]
+
+
 def test_a_tilt_whose_text_is_unlikely_is_not_kept() -> None:
     """Perplexity 3 % and 28 % above the frozen model's own."""
     likely, unlikely = trial("words", [0.5, 0.7, 0.6, 0.8], -30.3), trial("states", [0.9] * 4, -32.5)
