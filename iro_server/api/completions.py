@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -22,6 +23,7 @@ from iro_server.api.prompt_length import check_length
 from iro_server.api.registry import ServedModel
 from iro_server.api.respond import Stream, whole
 from iro_server.api.response_schema import requested_schema
+from iro_server.api.text import Detokenizer, GrowingText
 from iro_server.api.unsupported import Unsupported
 from iro_server.decoding.beam import SampledTokens
 from iro_server.engines.prompts import text_prompt_ids
@@ -107,7 +109,8 @@ class TextChunks:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, body: CompletionRequest) -> None:
         self.tokenizer, self.body = tokenizer, body
-        self.offsets: Counter[int] = Counter()  # of each choice's next token
+        self.tokens: defaultdict[int, list[int]] = defaultdict(list)  # of each choice, so far
+        self.texts: defaultdict[int, GrowingText] = defaultdict(partial(GrowingText, Detokenizer(tokenizer)))
 
     def head(self, index: int) -> None:
         return None
@@ -125,6 +128,6 @@ class TextChunks:
     def _logprobs(self, index: int, sampled: SampledTokens) -> JsonObject | None:
         if self.body.logprobs is None or not sampled.tokens:
             return None
-        logprobs = text_logprobs(self.tokenizer, sampled, self.body.logprobs, self.offsets[index])
-        self.offsets[index] += sum(map(len, logprobs["tokens"]))
-        return logprobs
+        self.tokens[index] += sampled.tokens
+        offsets = self.texts[index].offsets(self.tokens[index])[-len(sampled.tokens) :]
+        return text_logprobs(self.tokenizer, sampled, self.body.logprobs, offsets)

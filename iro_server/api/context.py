@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, TypeVar
@@ -11,7 +12,7 @@ from sqlalchemy import ColumnElement, select
 
 from iro_server import JsonObject
 from iro_server.access.key_requirement import KeyRequirement
-from iro_server.api.errors import not_found
+from iro_server.api.errors import APIError, not_found
 from iro_server.api.registry import ModelRegistry, ServedModel
 from iro_server.concurrency.admission import Admission
 from iro_server.concurrency.deadlines import Deadlines
@@ -73,6 +74,10 @@ async def _context(request: Request) -> Context:  # a plain function would wait 
 Ctx = Annotated[Context, Depends(_context)]
 Limit = Annotated[int, Query(ge=1, le=100)]
 Order = Literal["asc", "desc"]
+DELETED_SINCE = (
+    "It may have been deleted since the page that ended with it was read: to delete what a list shows, read the whole "
+    "list first, such as [*client.files.list()]."
+)
 
 
 def list_object(
@@ -80,17 +85,26 @@ def list_object(
     table: type[Row],
     show: Callable[[Row], JsonObject],
     *where: ColumnElement[bool],
+    filters: Sequence[ColumnElement[bool]] = (),
     limit: int,
     after: str | None = None,
     ascending: bool = False,
 ) -> JsonObject:
-    """One page of what the caller may see, in OpenAI's list shape, of bounded size. 404 where ``after`` names no
-    row."""
-    where = (*context.owned(table), *where)
-    last = None if after is None else context.get(table, table.__name__.lower(), after, "after", *where)
+    """One page of what the caller may see, in OpenAI's list shape, of bounded size. 404 where ``after`` names no row
+    that satisfies ``where``. It need not pass ``filters``: it may have changed or expired since its page."""
+    last = None if after is None else _row_after(context, table, after, where)
     with context.sessions() as session:
-        items, more = page(session, table, show, where, limit, last, ascending)
+        items, more = page(session, table, show, (*context.owned(table), *where, *filters), limit, last, ascending)
     return _page(items, more)
+
+
+def _row_after(context: Context, table: type[Row], id: str, where: Sequence[ColumnElement[bool]]) -> Row:
+    kind = re.sub(r"\B(?=[A-Z])", " ", table.__name__).lower()  # EvalRun: eval run
+    try:
+        return context.get(table, kind, id, "after", *where)
+    except APIError as error:
+        error.message += f". {DELETED_SINCE}"
+        raise
 
 
 def list_page(

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, delete, insert, select, update
+from sqlalchemy import delete, insert, select, update
 
 from iro_server import JsonObject
 from iro_server.api import files
@@ -204,10 +204,14 @@ def list_runs(
     status: RunStatus | None = None,
 ) -> Response:
     owned_eval(context, id)
-    where: list[ColumnElement[bool]] = [t.EvalRun.eval_id == id]
-    where += [t.EvalRun.status == status] if status else []
+    of_eval, filters = t.EvalRun.eval_id == id, [t.EvalRun.status == status] if status else []
+
+    def show_run(run: t.EvalRun) -> JsonObject:
+        return show(run, request)
+
+    ascending = order == "asc"
     return list_response(
-        context, t.EvalRun, lambda run: show(run, request), *where, limit=limit, after=after, ascending=order == "asc"
+        context, t.EvalRun, show_run, of_eval, filters=filters, limit=limit, after=after, ascending=ascending
     )
 
 
@@ -251,13 +255,15 @@ def list_output_items(
     """The items that are graded, in the order of the source. ``status`` "fail": also those with an error."""
     run = _run(context, id, run_id)
     statuses = {"pass": ["pass"], "fail": ["fail", "error"], None: ["pass", "fail", "error"]}[status]
-    where = (t.EvalItem.run_id == run_id, t.EvalItem.status.in_(statuses))
+    of_run, filters = t.EvalItem.run_id == run_id, (t.EvalItem.status.in_(statuses),)
 
     def show_item(item: t.EvalItem) -> JsonObject:
         return _show_item(item, run)
 
     ascending = order == "asc"
-    return list_response(context, t.EvalItem, show_item, *where, limit=limit, after=after, ascending=ascending)
+    return list_response(
+        context, t.EvalItem, show_item, of_run, filters=filters, limit=limit, after=after, ascending=ascending
+    )
 
 
 @router.get("/{run_id}/output_items/{item_id}")

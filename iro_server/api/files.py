@@ -165,8 +165,8 @@ def list_files(
     order: Literal["asc", "desc"] = "desc",
     purpose: str | None = None,
 ) -> Response:
-    where = [t.File.unexpired()] + ([t.File.purpose == purpose] if purpose else [])
-    return list_response(context, t.File, show, *where, limit=limit, after=after, ascending=order == "asc")
+    filters = [t.File.unexpired()] + ([t.File.purpose == purpose] if purpose else [])
+    return list_response(context, t.File, show, filters=filters, limit=limit, after=after, ascending=order == "asc")
 
 
 @router.get("/{id}")

@@ -150,9 +150,11 @@ def _link(context: Context, id: str, param: str, target: Path) -> None:
 @router.get("")
 def list_jobs(request: Request, context: Ctx, limit: Limit = 20, after: str | None = None) -> Response:
     """The jobs, newest first. ``metadata[key]=value``: those that carry it; ``metadata=null``: those without any."""
-    where = _metadata_filter(request.query_params)
+    filters = _metadata_filter(request.query_params)
     ahead = _jobs_ahead(context)
-    return list_response(context, t.Job, lambda job: show(job, context, ahead), *where, limit=limit, after=after)
+    return list_response(
+        context, t.Job, lambda job: show(job, context, ahead), filters=filters, limit=limit, after=after
+    )
 
 
 def _metadata_filter(query: QueryParams) -> list[ColumnElement[bool]]:

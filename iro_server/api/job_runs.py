@@ -19,6 +19,7 @@ from iro_server.api.context import Context, Ctx, Limit
 from iro_server.api.errors import APIError, bad_request, not_found
 from iro_server.api.listing import list_response
 from iro_server.api.quotas import check_job_runs
+from iro_server.api.stored_size import check_finite
 from iro_server.jobs import lock
 from iro_server.jobs.job_runs.folder import RunFolder
 from iro_server.jobs.job_runs.kinds import JobKind, job_kinds, path_fields
@@ -60,6 +61,8 @@ def create(body: JobRunRequest, context: Ctx) -> JsonObject:
     preset = kind["presets"][body.preset] if body.preset else {}
     config = _defaults(kind) | preset | body.config
     _check_config(kind["config_schema"], config)
+    for name, value in body.config.items():
+        check_finite(value, f"config.{name}")
     run = t.JobRun(
         id=t.new_id("jobrun_"),
         project=context.caller.project,

@@ -3,7 +3,7 @@ loop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from fastapi import Response
@@ -22,9 +22,11 @@ def list_response(
     table: type[Row],
     show: Callable[[Row], JsonObject],
     *where: ColumnElement[bool],
+    filters: Sequence[ColumnElement[bool]] = (),
     limit: int,
     after: str | None = None,
     ascending: bool = False,
 ) -> Response:
     """``list_object`` as a response."""
-    return AsciiJSON(list_object(context, table, show, *where, limit=limit, after=after, ascending=ascending))
+    rows = list_object(context, table, show, *where, filters=filters, limit=limit, after=after, ascending=ascending)
+    return AsciiJSON(rows)

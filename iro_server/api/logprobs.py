@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from itertools import accumulate
 
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from iro_server import JsonObject
 from iro_server.api.text import UNFINISHED
 from iro_server.decoding.beam import SampledTokens
+
+BYTE_LEVEL = {character: byte for byte, character in bytes_to_unicode().items()}  # a byte-level tokenizer's alphabet
+BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")  # a sentencepiece tokenizer's, of a character that it lacks
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], str]:
@@ -24,6 +28,18 @@ def token_texts(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], str]:
     return text_of
 
 
+def token_bytes(tokenizer: PreTrainedTokenizerBase, token: int, text: str) -> list[int] | None:
+    """The bytes of a token whose text is ``text``; None for a part of a character where the tokenizer hides them."""
+    if UNFINISHED not in text:
+        return list(text.encode())
+    piece = str(tokenizer.convert_ids_to_tokens(token))
+    if byte := BYTE_PIECE.fullmatch(piece):
+        return [int(byte[1], 16)]
+    if BYTE_LEVEL.keys() >= set(piece):
+        return [BYTE_LEVEL[character] for character in piece]
+    return list(text.encode()) if UNFINISHED in piece else None
+
+
 def chat_logprobs(tokenizer: PreTrainedTokenizerBase, sampled: SampledTokens, num_top: int) -> JsonObject:
     """Each token's log-probability, and those of the ``num_top`` likeliest tokens in its place. ``value``: its share of
     the value functions. ``log_ratio``: by how much a tilt raised its log-probability."""
@@ -31,7 +47,7 @@ def chat_logprobs(tokenizer: PreTrainedTokenizerBase, sampled: SampledTokens, nu
 
     def entry(token: int, logprob: float) -> JsonObject:
         text = text_of(token)
-        return {"token": text, "bytes": None if UNFINISHED in text else list(text.encode()), "logprob": logprob}
+        return {"token": text, "bytes": token_bytes(tokenizer, token, text), "logprob": logprob}
 
     content = [entry(token, logprob) for token, logprob in zip(sampled.tokens, sampled.logprobs, strict=True)]
     for place, position in enumerate(content):
@@ -45,9 +61,9 @@ def chat_logprobs(tokenizer: PreTrainedTokenizerBase, sampled: SampledTokens, nu
 
 
 def text_logprobs(
-    tokenizer: PreTrainedTokenizerBase, sampled: SampledTokens, num_top: int, offset: int = 0
+    tokenizer: PreTrainedTokenizerBase, sampled: SampledTokens, num_top: int, offsets: list[int]
 ) -> JsonObject:
-    """``offset``: of the first token in the completion's text. The token drawn is among the ``num_top`` + 1 of
+    """``offsets``: of the tokens in the completion's text. The token drawn is among the ``num_top`` + 1 of
     ``top_logprobs``. ``values`` and ``log_ratios``: as a chat's ``value`` and ``log_ratio``."""
     text_of = token_texts(tokenizer)
     texts = [text_of(token) for token in sampled.tokens]
@@ -60,6 +76,6 @@ def text_logprobs(
     return {
         "tokens": texts,
         "token_logprobs": sampled.logprobs,
-        "text_offset": list(accumulate((len(text) for text in texts[:-1]), initial=offset))[: len(texts)],
+        "text_offset": offsets,
         "top_logprobs": top if num_top else None,
     } | {name: numbers for name, numbers in (("values", sampled.values), ("log_ratios", sampled.log_ratios)) if numbers}

@@ -38,7 +38,8 @@ class _Now(Collector):
 
     def collect(self) -> Iterator[Metric]:
         admission, engine = self.context.admission, self.context.models.engine
-        yield _gauge("iro_waiting_requests", "Generation requests that wait for their turn", len(admission.waiting))
+        waiting = sum(map(len, admission.waiting.values()))
+        yield _gauge("iro_waiting_requests", "Generation requests that wait for their turn", waiting)
         yield _gauge("iro_admitted_rows", "Rows of the requests that generate now", admission.active)
         yield _gauge("iro_max_active_rows", "The most that may generate at once", admission.max_rows)
         if admission.max_cache_tokens is not None:

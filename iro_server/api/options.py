@@ -9,7 +9,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from iro_server import JsonObject
 from iro_server.api.context import Context
@@ -38,6 +38,16 @@ GREEDY_BELOW = 1e-3  # a temperature this low divides logits past fp32, and draw
 SMALLEST_NUCLEUS = 1e-9  # for a top_p of 0: below any likeliest token's probability, which is at least 1 / vocabulary
 
 
+def _comes_with_stream(options: object, info: ValidationInfo) -> object:
+    if options is not None and not info.data.get("stream"):
+        raise ValueError("it takes stream: true")
+    return options
+
+
+OnlyStreamed = AfterValidator(_comes_with_stream)
+"""Of a field that has a meaning only where ``stream``, an earlier field, is true."""
+
+
 class StreamOptions(BaseModel):
     """``include_search``: events of the search's rounds, see ``search_trace.RoundWriter``."""
 
@@ -58,7 +68,7 @@ class Options(BaseModel):
     model: str
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: Annotated[StreamOptions | None, OnlyStreamed] = None
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -123,12 +133,13 @@ class Options(BaseModel):
             raise bad_request(f"{model.name} is served by an endpoint that gives no log-probabilities.", "logprobs")
         params, scorer, steering = self._search(model)
         n = self.n or 1
+        sampling = self._sampling(model, params, prompt_ids, index * n, cache_salt(context.caller.project))
+        params = params.drawn_by(sampling)
         self._check_rows(params, n, prompts, context.settings.max_rows)
         max_tokens = self._fit(model, prompt_ids, max_tokens, model.defaults.max_tokens or default)
         if params.rows > 1 and n > params.max_finals:
             message = f"Invalid 'n': this search ends with at most {params.max_finals} completions, not {n}."
             raise bad_request(message, "n")
-        sampling = self._sampling(model, params, prompt_ids, index * n, cache_salt(context.caller.project))
         sampling = self._adjusted(model, sampling, schema)
         if sampling.alternatives and model.reads_numbers and params.rows > 1:
             why = "its server would report the likeliest tokens in place of what its values read"
@@ -137,7 +148,7 @@ class Options(BaseModel):
         generation = Generation(
             model=model,
             prompt_ids=prompt_ids,
-            params=params.drawn_by(sampling),
+            params=params,
             scorer=scorer,
             steering=steering,
             sampling=sampling,

@@ -89,10 +89,15 @@ class _EndingResponse(StreamingResponse):
 
 
 class AsciiJSON(JSONResponse):
-    """What users or models wrote may hold half a surrogate pair, which only an escape can spell."""
+    """What users or models wrote may hold half a surrogate pair, which only an escape can spell. Rows of earlier
+    versions may hold numbers that are not finite: they are null."""
 
     def render(self, content: object) -> bytes:
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+        try:
+            return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+        except ValueError:
+            finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
+            return json.dumps(finite, allow_nan=False, separators=(",", ":")).encode()
 
 
 class Chunks(Protocol):

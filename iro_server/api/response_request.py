@@ -11,6 +11,7 @@ from iro_server.api.chat import ChatRequest
 from iro_server.api.closed_model import ClosedModel
 from iro_server.api.errors import APIError, invalid
 from iro_server.api.eval_requests import Tags, chat_format
+from iro_server.api.options import OnlyStreamed
 from iro_server.api.registry import ServedModel
 from iro_server.api.response_items import FunctionTool, InputItem, chat_choice, messages_of
 from iro_server.api.tools import ToolUse, tool_use
@@ -53,7 +54,7 @@ class ResponseRequest(ClosedModel):
     tool_choice: str | JsonObject | None = None
     parallel_tool_calls: bool | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: Annotated[StreamOptions | None, OnlyStreamed] = None
     store: bool | None = None
     metadata: Tags | None = None
     search: JsonObject | None = None

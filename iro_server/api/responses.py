@@ -73,7 +73,7 @@ class Answering:
             "model": body.model,
             "output": [] if choice is None else self.output(choice),
             "previous_response_id": body.previous_response_id,
-            "temperature": float(sampling.temperature),
+            "temperature": float(sampling.temperature if body.temperature is None else body.temperature),
             "top_p": float(sampling.top_p if body.top_p is None else body.top_p),
             "text": {"format": (body.text and body.text.format) or {"type": "text"}},
             "usage": usage and _usage(usage),

@@ -78,8 +78,8 @@ def list_completions(
     ]
     if len(wanted) > MAX_TAGS:
         raise bad_request(f"Invalid 'metadata': more than {MAX_TAGS} keys to filter by", "metadata", "invalid_value")
-    where = selected(wanted, model)
-    return list_response(context, t.Completion, show, *where, limit=limit, after=after, ascending=order == "asc")
+    filters, ascending = selected(wanted, model), order == "asc"
+    return list_response(context, t.Completion, show, filters=filters, limit=limit, after=after, ascending=ascending)
 
 
 def selected(metadata: Iterable[tuple[str, str]], model: str | None) -> list[ColumnElement[bool]]:

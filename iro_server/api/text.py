@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from transformers import PreTrainedTokenizerBase
 
@@ -77,29 +78,48 @@ class GrowingText:
         self._text = ""  # of the tokens up to the last that ends with a whole character
         self._rest = ""  # of those after it, which ends with half a character
         self._lengths = [0]  # of the text of so many tokens
+        self._offsets: list[int] = []  # of each token in the text
         self._context, self._boundary = 0, 0  # tokens before the context, and before the rest
         self._context_text = ""  # of those between
 
     def settled(self, tokens: Sequence[int]) -> tuple[str, int]:
         """``Detokenizer.settled`` of tokens that begin with those of the call before, and how many of them have all
         their text within it."""
-        for count in range(len(self._lengths), len(tokens) + 1):
-            self._read(tokens, count)
+        self._read_new(tokens)
         settled = self.detokenizer.settled_part(self._text + self._rest)
         if self._lengths[-1] <= len(settled):
             return settled, len(tokens)
         return settled, bisect_right(self._lengths, len(settled)) - 1
 
+    def offsets(self, tokens: Sequence[int]) -> list[int]:
+        """Where the text of each token begins, of a later part of a character where the character does. ``tokens`` as
+        in ``settled``."""
+        self._read_new(tokens)
+        return self._offsets
+
+    def _read_new(self, tokens: Sequence[int]) -> None:
+        for count in range(len(self._lengths), len(tokens) + 1):
+            self._read(tokens, count)
+
     def _read(self, tokens: Sequence[int], count: int) -> None:
         """Read the last of ``count`` tokens."""
+        rest_before = self._rest
         text = self.detokenizer.decode(tokens[self._context : count])
         # Some tokenizers show whole characters before half a one as halves too: then nothing is sure until it ends.
         self._rest = text[len(self._context_text) :] if text.startswith(self._context_text) else UNFINISHED
         self._lengths.append(len(self._text) + len(self._rest))
-        if self._rest and not self._rest.endswith(UNFINISHED):
+        is_part = self._rest.endswith(UNFINISHED)
+        unchanged = len(rest_before.rstrip(UNFINISHED)) if is_part else _common_length(rest_before, self._rest)
+        self._offsets.append(len(self._text) + unchanged)
+        if self._rest and not is_part:
             self._text, self._rest = self._text + self._rest, ""
             self._context, self._boundary = self._boundary, count
             self._context_text = self.detokenizer.decode(tokens[self._context : count])
+
+
+def _common_length(first: str, second: str) -> int:
+    """The length of the longest beginning that both texts have."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def _overlap(text: str, stop: str) -> int:

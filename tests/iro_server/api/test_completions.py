@@ -109,3 +109,29 @@ def test_a_text_far_over_the_context_is_refused(client):
         complete(client, prompt="x" * 20_000)
     assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "prompt")
     assert "takes over" in refused.value.message
+
+
+@pytest.mark.parametrize(("rows", "param"), [(4, "n"), (256, "search")])
+def test_at_temperature_0_one_row_of_the_base_model_answers_any_n_and_search(client, rows, param):
+    options = {"prompt": ["a", "b"], "n": 5, "max_tokens": 4, "extra_body": {"search": {"rows": rows}}}
+    answer = complete(client, temperature=0, **options)
+    assert [choice.text for choice in answer.choices] == [SCRIPT.encode()[:4].decode()] * 10
+    assert answer.usage.base_tokens == 2 * 4
+    with pytest.raises(openai.BadRequestError) as refused:  # at another temperature all of its rows are drawn
+        complete(client, temperature=1, **options)
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize("stream", [{}, {"stream": False}, {"stream": None}])
+def test_options_of_a_stream_need_one(client, stream):
+    hi = [{"role": "user", "content": "hi"}]
+    for route, body in (
+        ("completions", {"prompt": "So"}),
+        ("chat/completions", {"messages": hi}),
+        ("responses", {"input": "hi"}),
+    ):
+        body |= {"model": "bytes"} | stream
+        with pytest.raises(openai.BadRequestError, match="stream: true") as refused:
+            client.post(f"/{route}", body=body | {"stream_options": {}}, cast_to=object)
+        assert refused.value.param == "stream_options"
+        client.post(f"/{route}", body=body | {"stream_options": None}, cast_to=object)

@@ -137,6 +137,14 @@ def test_what_the_schema_refuses_is_a_400(served: SimpleNamespace) -> None:
     assert refusal(http, kind="bench.tasks") == (400, "invalid_value", "config")  # its tasks are missing
 
 
+@pytest.mark.parametrize("number", ["1e999", "NaN"])
+def test_a_number_that_is_not_finite_is_a_400_and_runs_are_listed_still(served: SimpleNamespace, number: str) -> None:
+    body = f'{{"kind": "bilevel.bl_just", "config": {{"context": {number}}}}}'
+    answer = served.http.post("iro/job_runs", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "config.context")
+    assert served.http.get("iro/job_runs").status_code == 200
+
+
 @pytest.mark.parametrize("path", ["/etc/passwd", "../../iro.db", "file-../../x", 7, ["/etc"]])
 def test_no_path_of_the_server_can_be_chosen(served: SimpleNamespace, path: object) -> None:
     for kind, field in (("federated.fadas", "data"), ("align", "training_file"), ("align", "model_dir")):

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
+import httpx
 import openai
 import pytest
 
 from iro_server.api import listing
 from iro_server.store import database
+from iro_server.store.tables import Job
 from tests.iro_server.api.byte_engine import ByteEngine
-from tests.iro_server.api.evals import CRITERIA, CUSTOM
-from tests.iro_server.api.serving import GRADER, serving, settings_for, start_job, upload
+from tests.iro_server.api.evals import CRITERIA, CUSTOM, SAYS_Z, contents, new_eval
+from tests.iro_server.api.serving import GRADER, aligned, serving, settings_for, start_job, upload
 
 
 @pytest.fixture(params=["sqlite", "postgresql"], scope="module")
 def client(request, tmp_path_factory, new_database):
     folder, database_url = tmp_path_factory.mktemp("data"), new_database(request.param)
-    with serving(settings_for(folder, job_concurrency=0, database_url=database_url), ByteEngine()) as client:
+    with serving(
+        settings_for(folder, job_concurrency=0, eval_concurrency=0, database_url=database_url), ByteEngine()
+    ) as client:
         yield client
 
 
@@ -86,3 +91,44 @@ def test_an_eval_that_takes_too_much_of_the_database_is_refused(client, config, 
     with pytest.raises(openai.BadRequestError, match="bytes as JSON, over 524288") as refused:
         client.evals.create(data_source_config=config, testing_criteria=criteria)
     assert (refused.value.param, refused.value.code) == (param, "value_too_large")
+
+
+@pytest.mark.parametrize("number", ["1e999", "-Infinity", "NaN"])
+def test_a_schema_with_a_number_that_is_not_finite_is_refused_and_jobs_are_listed_still(client, number):
+    schema = {"type": "object", "properties": {"a": {"type": "number", "default": "NUMBER"}}}
+    format = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    method = {"type": "reinforcement", "reinforcement": {"grader": GRADER, "response_format": format}}
+    body = json.dumps({"model": "bytes", "training_file": upload(client), "method": method})
+    with httpx.Client(base_url=str(client.base_url), headers={"content-type": "application/json"}) as http:
+        answer = http.post("fine_tuning/jobs", content=body.replace('"NUMBER"', number))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value")
+        assert answer.json()["error"]["param"] == "method.reinforcement.response_format"
+        assert http.get("fine_tuning/jobs").status_code == 200
+
+
+def test_a_stored_number_that_is_not_finite_is_listed_as_null(tmp_path):
+    settings = settings_for(tmp_path)
+    aligned(settings, "old")
+    with database.open_database(settings).begin() as session:
+        job = session.query(Job).one()
+        job.method = job.method | {"largest": float("inf"), "text": "NaN"}
+    with serving(settings, ByteEngine()) as client:
+        (shown,) = client.get("/fine_tuning/jobs", cast_to=object)["data"]
+    assert (shown["method"]["largest"], shown["method"]["text"]) == (None, "NaN")
+
+
+@pytest.mark.both_databases
+def test_a_list_goes_on_from_a_row_that_has_left_its_filter(client):
+    evaluation = new_eval(client, [SAYS_Z])
+    ids = [
+        client.evals.runs.create(evaluation, data_source={"type": "jsonl", "source": contents(1)}).id for _ in range(5)
+    ]
+    listed = []
+    for run in client.evals.runs.list(evaluation, status="queued", limit=2):
+        client.evals.runs.cancel(run.id, eval_id=evaluation)
+        listed.append(run.id)
+    assert listed == ids
+    other = new_eval(client, [SAYS_Z])
+    with pytest.raises(openai.NotFoundError, match="No such eval run: evalrun_") as unknown:
+        client.evals.runs.list(other, after=ids[0])
+    assert unknown.value.code == "eval_run_not_found"

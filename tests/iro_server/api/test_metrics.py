@@ -87,6 +87,17 @@ def test_what_is_refused_is_counted_by_its_code(tmp_path):
     assert re.search(r'iro_refused_total\{code="rate_limit_exceeded",status="429"\} [1-9]', text)
 
 
+def test_requests_that_wait_are_counted_one_by_one(tmp_path):
+    engine = ByteEngine(script="x" * 400, noise=0.0, seconds_per_token=0.05)
+    with serving(settings_for(tmp_path, max_active_rows=1), engine) as client:
+        ask = {"model": "bytes", "messages": HI, "max_tokens": 300, "stream": True}
+        streams = [client.chat.completions.create(**ask) for _ in range(3)]
+        assert "iro_waiting_requests 2.0" in scrape(client)
+        for stream in streams:
+            stream.close()
+        wait_for(lambda: "iro_waiting_requests 0.0" in scrape(client))
+
+
 def test_a_key_is_needed_where_keys_are_unless_metrics_are_open(tmp_path):
     settings = settings_for(tmp_path, require_keys=True)
     with serving(settings, ByteEngine()) as client:
@@ -124,7 +135,7 @@ def test_without_its_database_the_server_still_tells_the_rest(tmp_path, new_data
 
 def test_without_a_free_connection_the_server_still_tells_the_rest(tmp_path):
     sessions = open_database(settings_for(tmp_path, database_connections=1, database_timeout=0.2))
-    admission = SimpleNamespace(waiting=[], active=0, max_rows=1, max_cache_tokens=None)
+    admission = SimpleNamespace(waiting={}, active=0, max_rows=1, max_cache_tokens=None)
     models = SimpleNamespace(engine=SimpleNamespace(health=lambda: SimpleNamespace(live_rows=None)))
     context: Any = SimpleNamespace(sessions=sessions, admission=admission, models=models)
     assert b"iro_database_up 1.0" in metrics(context).body

@@ -59,3 +59,14 @@ def test_a_permission_is_for_one_model_and_only_its_owner_gives_or_takes_it(tmp_
         with pytest.raises(openai.NotFoundError):
             permissions.delete(of_stranger.id, fine_tuned_model_checkpoint=shared)
         assert guest.models.retrieve(shared).id == shared and stranger.models.retrieve(other).id == other
+
+
+def test_a_model_whose_name_has_a_slash_is_shared_as_any_other(tmp_path):
+    settings = settings_for(tmp_path, model_name="org/bytes")
+    name = aligned(settings, "ft:org/bytes:iro:x:abcd", iterations=1)
+    with serving(settings, ByteEngine()) as client:
+        permissions = client.fine_tuning.checkpoints.permissions
+        (granted,) = permissions.create(name, project_ids=["guest"])
+        assert [each.project_id for each in permissions.list(name)] == ["guest"]
+        assert permissions.delete(granted.id, fine_tuned_model_checkpoint=name).deleted
+        assert [*permissions.list(name)] == []

@@ -53,6 +53,13 @@ def test_a_response_is_the_chat_answer_of_its_messages(client, settings):
         assert client.responses.retrieve(response.id).to_dict() == response.to_dict()
 
 
+@pytest.mark.parametrize("temperature", [0, 0.0005, 1.5])
+def test_a_response_shows_the_temperature_that_was_asked_for(client, settings, temperature):
+    model = aligned(settings, f"at-{temperature}")  # of several rows: at 0 it searches at its job's temperature
+    response = client.responses.create(model=model, input="hi", max_output_tokens=2, temperature=temperature)
+    assert response.temperature == client.responses.retrieve(response.id).temperature == temperature
+
+
 def test_a_response_goes_on_from_the_one_before(client):
     first = client.responses.create(model="bytes", input="hi", temperature=0, instructions="once")
     parts = [{"type": "input_text", "text": "and "}, {"type": "input_text", "text": "then?"}]

@@ -103,6 +103,25 @@ def test_lists_are_filtered_by_model_and_by_all_metadata_and_go_in_pages(client)
     assert page["has_more"] and (page["first_id"], page["last_id"]) == (ids[0], ids[2])
 
 
+def test_a_list_goes_on_while_its_completions_are_relabelled(client):
+    ids = [stored(client, {"reviewed": "no"}).id for _ in range(5)]
+    listed = []
+    for completion in client.chat.completions.list(metadata={"reviewed": "no"}, limit=2):
+        client.chat.completions.update(completion.id, metadata={"reviewed": "yes"})
+        listed.append(completion.id)
+    assert listed == ids
+
+
+def test_a_list_whose_completions_are_deleted_says_to_read_it_first(client):
+    for _ in range(4):
+        stored(client, {"use": "deletion"})
+    listing, delete = client.chat.completions.list, client.chat.completions.delete
+    gone = refusal(lambda: [delete(each.id) for each in listing(metadata={"use": "deletion"}, limit=2)])
+    assert (gone.status_code, gone.param, gone.code) == (404, "after", "completion_not_found")
+    assert "read the whole list first" in gone.message
+    assert len([delete(each.id) for each in [*listing(metadata={"use": "deletion"}, limit=1)]]) == 2
+
+
 def test_too_much_metadata_is_refused(client):
     assert refusal(lambda: stored(client, {"a": "b" * 513})).param == "metadata.a"
     assert refusal(lambda: stored(client, {str(n): "x" for n in range(17)})).param == "metadata"
