@@ -43,7 +43,7 @@ def points_by_nats(content: JsonObject) -> list[JsonObject]:
     for row in tilts:
         seeds.setdefault((row["task"], row["method"]), set()).add(row["seed"])
     rows = [row for row in content["rows"] if row["kl"] is not None]
-    own = [row for row in rows if row["seed"] in seeds.get((row["task"], row["method"]), {row["seed"]})]
+    at_full_strength = [row for row in rows if row["seed"] in seeds.get((row["task"], row["method"]), {row["seed"]})]
     starts = [
         row | {"method": method}
         for task, method in seeds
@@ -51,7 +51,7 @@ def points_by_nats(content: JsonObject) -> list[JsonObject]:
         if (row["task"], row["method"]) == (task, "base") and row["seed"] in seeds[task, method]
     ]
     scaled = [[row for row in tilts if row["strength"] == each] for each in {row["strength"] for row in tilts}]
-    by_point = [own, starts, *scaled]
+    by_point = [at_full_strength, starts, *scaled]
     return [point for rows in by_point for point in points({"rows": rows, "intervals": intervals(rows)}, "kl")]
 
 

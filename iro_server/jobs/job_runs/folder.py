@@ -6,6 +6,7 @@ folder of the batch job. ``status.json``: how far it is. ``error.json``: why it 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -73,8 +74,11 @@ class RunFolder:
     def saved_state(self) -> tuple[JsonObject | None, int]:
         """What changes with each step that the run saves: its progress, and when its last checkpoint was written (ns),
         of checkpoints that are kept here."""
-        written = (path.stat().st_mtime_ns for path in (self.out / "checkpoints").glob("*.pt"))
-        return self.status().get("progress"), max(written, default=0)
+        written = [0]
+        for path in (self.out / "checkpoints").glob("*.pt"):
+            with contextlib.suppress(FileNotFoundError):  # the run has dropped it since
+                written.append(path.stat().st_mtime_ns)
+        return self.status().get("progress"), max(written)
 
     def write_error(self, code: str, message: str, param: str | None) -> None:
         self._write("error.json", {"code": code, "message": message, "param": param})

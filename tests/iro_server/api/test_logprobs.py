@@ -41,8 +41,8 @@ def test_offsets_are_the_same_read_at_once_and_in_parts(text, steps):
 def test_the_text_has_each_whole_character_at_its_offset(data):
     tokens = [TOKENIZER.convert_tokens_to_ids(BYTE_NAMES[byte]) for byte in data]
     text, offsets = TOKENIZER.decode(tokens), GrowingText(Detokenizer(TOKENIZER)).offsets(tokens)
-    whole = [(TOKENIZER.decode([token]), offset) for token, offset in zip(tokens, offsets, strict=True)]
-    assert all(text.startswith(character, offset) for character, offset in whole if character != UNFINISHED)
+    token_offsets = [(TOKENIZER.decode([token]), offset) for token, offset in zip(tokens, offsets, strict=True)]
+    assert all(text.startswith(character, offset) for character, offset in token_offsets if character != UNFINISHED)
     assert offsets == sorted(offsets)
 
 

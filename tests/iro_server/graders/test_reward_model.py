@@ -71,8 +71,8 @@ def test_a_conversation_over_the_context_is_not_cut_but_fails(small):
         None,
         None,
     ]
-    whole = ["a " * (CONTEXT - 1) + "\nb", "a " * 10 + "\na b"]
-    assert [grade.reward for grade in grades[2:]] == pytest.approx(rewards(SPEC, folder, whole), abs=1e-5)
+    texts = ["a " * (CONTEXT - 1) + "\nb", "a " * 10 + "\na b"]
+    assert [grade.reward for grade in grades[2:]] == pytest.approx(rewards(SPEC, folder, texts), abs=1e-5)
 
 
 def test_a_range_clamps_only_where_it_is_given(small):

@@ -110,8 +110,10 @@ class SavingExecutor(JobRunExecutor):
         if self.saves == "progress":
             folder.note({"type": "progress", "data": {"done": run.attempt, "total": 9}})
         elif self.saves == "checkpoint":
-            (folder.out / "checkpoints").mkdir(parents=True, exist_ok=True)
-            (folder.out / "checkpoints" / f"step-{run.attempt}.pt").touch()
+            checkpoints = folder.out / "checkpoints"
+            checkpoints.mkdir(parents=True, exist_ok=True)
+            (checkpoints / f"step-{run.attempt}.pt").touch()
+            (checkpoints / f"dropped-{run.attempt}.pt").symlink_to("none")  # listed, and gone when it is looked at
         with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
             yield process
 
