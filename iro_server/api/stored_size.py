@@ -25,3 +25,5 @@ def check_finite(value: object, param: str) -> None:
         json.dumps(value, allow_nan=False)
     except ValueError as error:
         raise bad_request(f"Invalid '{param}': it holds a number that is not finite", param, "invalid_value") from error
+    except RecursionError as error:  # from deeper in the stack than where it was read
+        raise bad_request(f"Invalid '{param}': it is nested too deep", param, "invalid_value") from error

@@ -10,6 +10,8 @@ import openai
 import pytest
 
 from iro_server.api import listing
+from iro_server.api.errors import APIError
+from iro_server.api.stored_size import check_stored_size
 from iro_server.store import database
 from iro_server.store.tables import Job
 from tests.iro_server.api.byte_engine import ByteEngine
@@ -104,6 +106,15 @@ def test_a_schema_with_a_number_that_is_not_finite_is_refused_and_jobs_are_liste
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value")
         assert answer.json()["error"]["param"] == "method.reinforcement.response_format"
         assert http.get("fine_tuning/jobs").status_code == 200
+
+
+def test_a_value_that_is_nested_too_deep_to_be_written_is_refused():
+    value = []
+    for _ in range(100_000):
+        value = [value]
+    with pytest.raises(APIError, match="'method': it is nested too deep") as refused:
+        check_stored_size(value, "method", 10**9)
+    assert refused.value.status == 400
 
 
 def test_a_stored_number_that_is_not_finite_is_listed_as_null(tmp_path):
