@@ -110,4 +110,7 @@ def test_a_stream_that_the_server_cuts_goes_on_after_its_last_event(tmp_path):
         last = [line.removeprefix("id: ") for line in first if line.startswith("id: ")][-1]
         with following(client, job_id, after=last) as lines:
             *rest, done = lines
-        assert events_of(iter(first)) + events_of(iter(rest)) == listed(client, job_id) and done == "data: [DONE]"
+        streamed = events_of(iter(first)) + events_of(iter(rest))
+        assert done == "data: [DONE]" and "The job was cancelled" in [event["message"] for event in streamed]
+        # the worker may still record the step that it was at: what comes after the end is not waited for
+        assert streamed == listed(client, job_id)[: len(streamed)]
