@@ -134,6 +134,8 @@ def gain_of(folder: Path) -> tuple[float, float, bool]:
     95 % Student interval is above 0."""
     from training.checkpoints import open_checkpoints
     from training.iro.diagnostics import mean_and_error, mean_and_half_width
+    from training.iro.final_check import gains_of
+    from training.iro.validation import average
 
     checkpoints = open_checkpoints(str(folder / "checkpoints"))
 
@@ -141,9 +143,9 @@ def gain_of(folder: Path) -> tuple[float, float, bool]:
         names = [f"{prefix}-{number}" for number in range(len(checkpoints.names()))]
         return [row for name in names if name in checkpoints.names() for row in checkpoints.load(name)["rows"]]
 
-    before, after = ({row["prompt"]: row for row in rows_of(prefix)} for prefix in ("check-0", "check-best"))
+    before, after = ({row["prompt"]: row for row in average(rows_of(prefix))} for prefix in ("check-0", "check-best"))
     assert before.keys() == after.keys() and before
-    gains = [after[prompt]["value_pick"] - before[prompt]["mean"] for prompt in before]
+    gains = gains_of(list(before.values()), [after[prompt] for prompt in before])
     gain, error = mean_and_error(gains)
     return float(gain), 0.0 if math.isnan(error) else float(error), gain - mean_and_half_width(gains)[1] > 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Self, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from iro_server import JsonObject
 from iro_server.engines.endpoints import Precision
@@ -51,7 +51,7 @@ class BenchTasksConfig(JobConfig):
         1, ge=1, description="Rows of a prompt that are sampled at least: methods of fewer rows answer several times."
     )
     seeds: int = Field(5, ge=1, description="Repetitions, each with prompts and value functions of its own.")
-    seeds_of: dict[str, int] = Field({}, description="Fewer seeds for some methods.")
+    seeds_of: dict[str, PositiveInt] = Field({}, description="Fewer seeds for some methods.")
     tasks_of: dict[str, tuple[str, ...]] = Field({}, description="Fewer tasks for some methods.")
     tilt_strengths: tuple[Strength, ...] = Field(
         (),

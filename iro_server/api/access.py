@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import time
+from base64 import b64decode
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from urllib.parse import unquote, urlsplit
@@ -31,6 +33,7 @@ from iro_server.telemetry.request import CHARGED_KEY
 
 OPEN = ("/v1/health", "/v1/health/live", "/v1/health/ready")  # for probes, which have no key
 METRICS = "/metrics"
+REPORT = re.compile(r"/v1/evals/[^/]+/runs/[^/]+/report")  # opened from a link: the browser asks for the key
 THREADS = 16  # that read keys from the database
 METHODS = ("GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS")
 
@@ -88,8 +91,8 @@ class Access:
 
     async def _identify(self, scope: Scope) -> tuple[Caller, Allowance | None]:
         headers = Headers(scope=scope)
-        scheme, _, secret = headers.get("authorization", "").partition(" ")
-        secret = secret.strip() if scheme.lower() == "bearer" else ""
+        is_link = scope["method"] == "GET" and REPORT.fullmatch(scope["path"]) is not None
+        secret = _secret(headers.get("authorization", ""), is_link)
         if secret and secrets.compare_digest(secret.encode(), self.internal_key.encode()):
             caller = Caller(unquote(headers.get("openai-project", DEFAULT_PROJECT)), "internal")
             return caller, await self._charged(headers.get(CHARGED_KEY))
@@ -100,13 +103,15 @@ class Access:
             self._check_origin(headers)
             return Caller(), None
         if not secret:
-            raise _unauthorized("You didn't provide an API key. Send it as 'Authorization: Bearer KEY'.")
+            how = ", or give it to your browser as the password, with any user name" * is_link
+            message = f"You didn't provide an API key. Send it as 'Authorization: Bearer KEY'{how}."
+            raise _unauthorized(message, is_link=is_link)
         try:
             identity = self._identities[secret]
         except KeyError:
             identity = self._identities[secret] = await in_thread(self.threads, self._look_up, secret)
         if identity is None:
-            raise _unauthorized("Incorrect API key provided.", "invalid_api_key")
+            raise _unauthorized("Incorrect API key provided.", "invalid_api_key", is_link)
         _check_scope(identity[0], scope)
         return identity
 
@@ -209,5 +214,20 @@ def _check_scope(caller: Caller, scope: Scope) -> None:
         raise APIError(403, message, code="insufficient_scope")
 
 
-def _unauthorized(message: str, code: str | None = None) -> APIError:
-    return APIError(401, message, code=code, headers={"WWW-Authenticate": "Bearer"})
+def _secret(authorization: str, is_link: bool) -> str:
+    """The API key of the header, "" where it has none. A browser that asks for it sends it as a password, which it
+    also adds to what pages of other sites ask for: it counts for links alone, which change nothing."""
+    scheme, _, sent = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return sent.strip()
+    if not is_link or scheme.lower() != "basic":
+        return ""
+    try:
+        return b64decode(sent).decode().partition(":")[2].strip()
+    except ValueError:  # no base64, or no text
+        return ""
+
+
+def _unauthorized(message: str, code: str | None = None, is_link: bool = False) -> APIError:
+    asks = 'Basic realm="Iro", charset="UTF-8"' if is_link else "Bearer"
+    return APIError(401, message, code=code, headers={"WWW-Authenticate": asks})

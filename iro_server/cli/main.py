@@ -236,7 +236,7 @@ def generate(
     text: Annotated[bool, typer.Option("--text", help="Continue the prompt unchanged, without a chat.")] = False,
     max_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0: the same text every time.")] = 1.0,
-    top_p: Annotated[float, typer.Option(max=1)] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="0: every token.")] = 0,
     seed: int | None = None,
     beam_width: Annotated[int | None, typer.Option(help=f"{ALIGNED_SEARCH.beam_width} with values, else 1.")] = None,
@@ -256,7 +256,7 @@ def generate(
     """Print a completion, guided by the value functions of a bundle if one is given."""
     from iro_server.cli.generate import complete, explained, parse_values, search_defaults
     from iro_server.decoding.base import SearchParams
-    from iro_server.engines.base import Sampling
+    from iro_server.engines.base import SMALLEST_NUCLEUS, Sampling
 
     options: JsonObject = {"beam_width": beam_width, "num_successors": num_successors, "chunk_length": chunk_length}
     options |= {"selection": selection, "betas": betas.split(",") if betas else None, "strength": strength}
@@ -265,14 +265,12 @@ def generate(
     params = SearchParams.model_validate(
         defaults | {name: value for name, value in options.items() if value is not None}
     )
-    if top_p <= 0:
-        raise ValueError("top_p: must be above 0")
     if params.betas and len(bundles) != 1:
         raise ValueError("betas weigh the value functions of one bundle: --values PATH")
     if explain and values is None:
         raise ValueError("--explain colours tokens by the value functions of --values")
     prompt = sys.stdin.read() if prompt == "-" else prompt
-    sampling = Sampling(temperature, top_p=top_p, top_k=top_k, seed=seed)
+    sampling = Sampling(temperature, top_p=max(top_p, SMALLEST_NUCLEUS), top_k=top_k, seed=seed)
     completion = complete(model_dir(model), prompt, text, params, sampling, max_tokens, bundles)
     if explain:
         console.print(explained(completion))

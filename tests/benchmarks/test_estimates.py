@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.estimated_jobs import EngineLoader, largest_size, piece_case, realised
+from benchmarks.estimated_jobs import EngineLoader, gain_of, largest_size, piece_case, realised
 from benchmarks.estimates import each_case, predicted, spearman, summary, totals
 from tests.training.iro.toy_job import job, toy_config, write_prompts
+from training.run import Run
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,6 +44,23 @@ def test_a_finished_pieces_gain_is_that_of_its_jobs_own_check(tmp_path: Path) ->
     assert [outcome["gain"], student * outcome["error"]] == pytest.approx([gain, half], abs=1e-3)
     assert outcome["is_shown"] == check["holds"] and outcome["failed"] is None
     assert outcome["spent"]["base_tokens"] > 0 and outcome["spent"]["reward_calls"] > 0
+
+
+def test_an_answer_without_a_reward_counts_as_the_lowest_in_a_gain_too(tmp_path: Path) -> None:
+    """Prompts that were searched twice: the rows of a checkpoint are of one search each."""
+
+    def row(prompt: int, reward: float) -> dict[str, Any]:
+        picks = dict.fromkeys(("value_pick", "grader_pick", "mean"), reward)
+        return {"prompt": prompt, "rewards": [reward], "tokens": 1, "logprob": 0.0} | picks
+
+    frozen = [row(prompt, prompt + change) for prompt in range(3) for change in (0.0, 1.0)]
+    aligned = [row(prompt, reward) for prompt, reward in enumerate((math.nan, math.nan, 5.0)) for _ in range(2)]
+    with closing(Run(tmp_path, seed=0)) as run:
+        run.step("check-0-0", lambda: {"rows": frozen})
+        run.step("check-best-0", lambda: {"rows": aligned})
+    gains = [0.0 - 0.5, 0.0 - 1.5, 5.0 - 2.5]
+    error = np.std(gains, ddof=1) / math.sqrt(3)
+    assert gain_of(tmp_path) == (pytest.approx(np.mean(gains)), pytest.approx(error), False)
 
 
 def test_the_rank_correlation_has_mean_ranks_for_ties_and_an_interval() -> None:

@@ -83,7 +83,6 @@ def test_a_check_that_does_not_hold_fails_a_smoke_run_and_is_a_finding_elsewhere
         (("align", "--dataset", "grader.json", "grader.json"), "give it as TRAIN, without --dataset"),
         (("generate", "Hello", "--beam-width", "-1"), "beam_width: Input should be greater than or equal to 1"),
         (("generate", "Hello", "--betas", "1,2"), "betas weigh the value functions of one bundle"),
-        (("generate", "Hello", "--top-p", "0"), "top_p: must be above 0"),
         (
             ("serve", "--engine-url", "10.0.0.1"),
             "'10.0.0.1' is not the base URL of an engine",
@@ -244,6 +243,13 @@ def test_align_then_generate(tmp_path: Path) -> None:
     shutil.copytree(bundle, copied)
     mixed = iro(*arguments, "--values", f"{bundle}=1.5,{copied}=-0.5", "--chunk-length", "2")
     assert (mixed.exit_code, mixed.stdout) == (0, steered.stdout), mixed.output  # the same values, 1.5 - 0.5 times
+
+
+def test_a_top_p_of_0_keeps_the_likeliest_token_alone() -> None:
+    greedy, narrow = (
+        iro("generate", "Hello", "--max-tokens", "4", *of) for of in (("--temperature", "0"), ("--top-p", "0"))
+    )
+    assert narrow.exit_code == 0 and narrow.stdout == greedy.stdout and greedy.stdout.strip()
 
 
 def test_values_are_a_bundle_or_several_with_weights(tmp_path: Path) -> None:

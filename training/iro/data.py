@@ -14,13 +14,14 @@ import numpy as np
 from iro_server.engines.describe import Description
 from iro_server.engines.prompts import item_prompt_ids
 from iro_server.graders.base import Grader
+from iro_server.jobs.estimates.verdict import SHOWING
 from iro_server.store.row_files import format_of, table_rows
 from training.iro.config import AlignConfig
 from training.iro.seeds import SPLIT
 from training.json_values import JsonObject
 from training.run import rng_of
 
-SHOWING, SHOWING_VALIDATION = 16, 4  # different prompts, of which two are left to check the gain on
+SHOWING_VALIDATION = 4  # different prompts of a validation file, of which two are left to check the gain on
 HELDOUT_SHARE = 0.2  # of an iteration's prompts, for choosing the fit's settings and for diagnostics
 
 

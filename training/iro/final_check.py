@@ -24,7 +24,7 @@ def state_gain(
     the rows of each different prompt. ``apart``: whether the prompts chose nothing.
     """
     by_model = {"aligned": _rewards(aligned, "value_pick"), "frozen": _rewards(frozen, "mean")}
-    gains = _gains(by_model["frozen"], by_model["aligned"])
+    gains = gains_of(frozen, aligned)
     gain, half_width = mean_and_half_width([mean_and_error([gains[i] for i in group])[0] for group in groups])
     counts = {model: _ungraded(rewards) for model, rewards in by_model.items()}
     ungraded = [f"{count} of the {model} model's {answers}" for model, (count, answers) in counts.items() if count]
@@ -39,8 +39,9 @@ def state_gain(
     )
 
 
-def _gains(frozen: Rewards, aligned: Rewards) -> list[float]:
-    """Of each row; NaN where one model has no reward at all."""
+def gains_of(frozen_rows: Sequence[JsonObject], aligned_rows: Sequence[JsonObject]) -> list[float]:
+    """Of each row, as ``state_gain`` counts it; NaN where one model has no reward at all."""
+    frozen, aligned = _rewards(frozen_rows, "mean"), _rewards(aligned_rows, "value_pick")
     graded = [[reward for reward in _answers(rewards) if not math.isnan(reward)] for rewards in (frozen, aligned)]
     lowest = min(chain.from_iterable(graded)) if all(graded) else math.nan
 

@@ -318,6 +318,7 @@ def test_unknown_names_are_refused(options: dict[str, Any]) -> None:
         {"tasks": ("keywords", "keywords")},
         *({"tilt_strengths": (strength,)} for strength in (-1.0, math.nan, math.inf, 101.0)),
         {"tilt_strengths": (0.5, 0.5)},
+        {"seeds_of": {"iro": 0}},
     ],
 )
 def test_what_cannot_be_decoded_and_what_is_named_twice_is_refused(options: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from iro_server.settings import Settings, is_loopback
 from iro_server.store import keys
 from iro_server.store.database import open_database
 from tests.iro_server.api.byte_engine import ByteEngine
+from tests.iro_server.api.evals import SAYS_Z, new_eval, run_eval
 from tests.iro_server.api.serving import conforms, ended, serving, settings_for, start_job, upload, wait_for
 
 pytestmark = pytest.mark.usefixtures("brief_keys")
@@ -63,6 +64,23 @@ def test_a_wrong_key_a_missing_one_and_a_probe(settings):
         assert missing.status_code == 401 and "API key" in missing.json()["error"]["message"]
         assert missing.headers["www-authenticate"] == "Bearer"
         assert httpx.get(f"{client.base_url}health").status_code == 200
+
+
+def test_a_browser_asks_for_the_key_of_a_report_and_of_nothing_else(settings):
+    secret = keys.create(open_database(settings), "mine")[1]
+    with serving(settings, ByteEngine()) as client:
+        keyed = client.with_options(api_key=secret)
+        stored = {"item": {"q": "a"}, "sample": {"output_text": "z"}}
+        source = {"type": "file_content", "content": [stored]}
+        url = run_eval(keyed, new_eval(keyed, [SAYS_Z]), {"type": "jsonl", "source": source}).report_url
+        asked = httpx.get(url)
+        assert asked.status_code == 401 and asked.headers["www-authenticate"].startswith("Basic ")
+        assert "as the password" in asked.json()["error"]["message"]
+        assert "says z" in httpx.get(url, auth=("", secret)).text
+        assert httpx.get(url, auth=("me", secret + "x")).headers["www-authenticate"].startswith("Basic ")
+        assert httpx.get(url, headers={"authorization": "Basic é".encode("latin-1")}).status_code == 401
+        assert httpx.post(url, auth=("me", secret)).status_code == 401
+        assert httpx.get(f"{client.base_url}models", auth=("me", secret)).status_code == 401
 
 
 def test_only_a_keys_hash_is_stored(settings):
