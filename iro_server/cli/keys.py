@@ -64,7 +64,7 @@ def create(
     settings = settings_of(data_dir, database_url)
     if not settings.data_dir.is_dir():
         typer.echo(f"This makes a new data directory: {settings.data_dir}", err=True)
-    sessions = open_database(settings)
+    sessions = open_database(settings, migrate=False)
     before = keys.every(sessions)
     for key in before:
         if (key.name, key.project) == (name, project) and _is_active(key):
@@ -92,7 +92,7 @@ def list_keys(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> Non
     from iro_server.store.database import open_database
 
     settings = existing_settings(data_dir, database_url)
-    every = keys.every(open_database(settings))
+    every = keys.every(open_database(settings, migrate=False))
     if not every:
         typer.echo(f"No keys for the server of {settings.data_dir}.", err=True)
     for key in every:
@@ -111,7 +111,7 @@ def revoke(id: str, data_dir: DataDir = None, database_url: DatabaseUrl = None) 
     from iro_server.store.database import open_database
 
     settings = existing_settings(data_dir, database_url)
-    revoked = keys.revoke(open_database(settings), id)
+    revoked = keys.revoke(open_database(settings, migrate=False), id)
     _note(settings, "key_revoked", revoked)
     typer.echo(f"Revoked {revoked.name}.")
 

@@ -29,16 +29,16 @@ NOT_PERMITTED = "42501"  # SQLSTATE of what the role lacks a privilege for, as o
 READ_ONLY = "25006"  # SQLSTATE of a write to a standby, which a primary may be after a failover
 
 
-def open_database(settings: Settings) -> Sessions:
+def open_database(settings: Settings, migrate: bool = True) -> Sessions:
     """Sessions on the settings' database, its tables those of this version.
 
     ConnectionError where the database does not answer or refuses; ValueError where its URL is wrong, its driver is not
-    installed, or a later version has changed its tables.
+    installed, a later version has changed its tables, or, with ``migrate`` False, they are an earlier version's.
     """
     from iro_server.store.upgrade import upgrade  # alembic, which a job's worker does without
 
     with reachable(connect(settings)) as engine:
-        upgrade(engine)
+        upgrade(engine, migrate)
     return sessions_on(engine)
 
 

@@ -19,13 +19,20 @@ log = logging.getLogger("iro.store")
 LOCK = 0x49524F  # PostgreSQL's advisory lock: any number, the same for all servers
 
 
-def upgrade(engine: Engine) -> None:
+def upgrade(engine: Engine, migrate: bool = True) -> None:
     """Run the migrations that the database has not seen. Others that would run them wait, and find nothing to do.
+    With ``migrate`` False only where it has seen none, and no server can be using it.
 
-    ValueError where the database is ahead of this version; OperationalError where it does not answer.
+    ValueError where the database is ahead of this version, or behind it with ``migrate`` False; OperationalError where
+    it does not answer.
     """
     if _at_head(engine):
         return
+    if not migrate and (current := _current(engine)) is not None:
+        raise ValueError(
+            f"the database's tables are at revision {current}, this version's at {_head()}: use the version of Iro "
+            "that the server runs, or stop the server and migrate the tables first (iro db upgrade)"
+        )
     config = _config()
     with _alone(engine) as connection:
         config.attributes["connection"] = connection

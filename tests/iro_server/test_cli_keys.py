@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 from typer.testing import CliRunner
 
 from iro_server.cli.main import app
@@ -115,6 +116,18 @@ def test_a_folder_without_a_server_is_named_and_not_made(tmp_path, monkeypatch, 
     place = tmp_path / "typo"
     message = f"Error: there is no server data at {place}; name its directory: --data-dir\n"
     assert refused.stderr == message and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["list"], ["revoke", "key_1"], ["create", "me"]], ids=" ".join)
+def test_keys_leave_the_tables_of_a_server_of_an_earlier_version(tmp_path, command):
+    sessions = open_database(Settings(data_dir=tmp_path))
+    with sessions.begin() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '0008'"))
+    refused = iro(*command, "--data-dir", str(tmp_path))
+    assert refused.exit_code == 2 and refused.stderr.count("\n") == 1
+    assert "are at revision 0008" in refused.stderr and "iro db upgrade" in refused.stderr
+    with sessions() as session:
+        assert session.scalar(text("SELECT version_num FROM alembic_version")) == "0008"
 
 
 def test_the_first_key_of_a_new_folder_says_that_it_makes_it(tmp_path):
