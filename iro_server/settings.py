@@ -40,7 +40,9 @@ class Settings(Placement):
     the group ``iro.jobs``; else ``module:attribute`` of another ``AlignmentJob``. Times are in seconds.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", protected_namespaces=(), env_prefix="IRO_")
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), env_prefix="IRO_", allow_inf_nan=False
+    )
 
     data_dir: Directory = Field(default_factory=lambda: (iro_home() / "server").resolve())
     database_url: str | None = None

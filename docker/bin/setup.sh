@@ -6,6 +6,7 @@ set -euo pipefail
 "$(dirname "$0")/prepare-model.sh"
 exec 9> "$IRO_DATA_DIR/setup.lock"
 flock 9  # on a cluster, several start at once
+iro db upgrade > /dev/null
 keys=$(iro keys list)  # apart from the test, where its failure would count as no keys
 if [ -z "$keys" ]; then
     key=$(iro keys create first)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import socket
 import tempfile
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import APIRouter, FastAPI
+from sqlalchemy import make_url
 from starlette.routing import BaseRoute
 
 from iro_server.access.audit import cut_access_log
@@ -301,7 +303,8 @@ def check_keys(settings: Settings) -> None:
     """ValueError where the server would be reached from other machines though no key exists that it could ask for."""
     if is_loopback(settings.host) or settings.require_keys is False or keys.exist(open_database(settings)):
         return
-    database = f" --database-url '{settings.database_url}'" if settings.database_url else ""
+    is_named = settings.database_url and "IRO_DATABASE_URL" not in os.environ  # which `iro keys` reads too
+    database = f" --database-url '{make_url(settings.url).render_as_string()}'" if is_named else ""  # no password
     raise ValueError(
         f"host {settings.host} is open to other machines, and there is no API key yet: make one with "
         f"`iro keys create NAME --data-dir '{settings.data_dir}'{database}`, or set IRO_REQUIRE_KEYS=false where "

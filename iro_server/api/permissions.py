@@ -15,7 +15,7 @@ from iro_server.store import tables as t
 from iro_server.store.named import find_named
 
 router = APIRouter(prefix="/fine_tuning/checkpoints/{name:path}/permissions", tags=["fine tuning"])
-ProjectId = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\w.-]+$")]
+ProjectId = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
 class Grants(BaseModel):

@@ -14,6 +14,8 @@ from iro_server import JsonObject
 from iro_server.access.scopes import Scope
 
 if TYPE_CHECKING:
+    from logging import Logger
+
     from iro_server.settings import Settings
     from iro_server.store.tables import ApiKey
 
@@ -49,6 +51,7 @@ def create(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Create a key and print it, only this once. Without --project it gets a new project."""
+    from iro_server.access.audit import audit_log
     from iro_server.store import keys
     from iro_server.store.database import open_database
     from iro_server.store.tables import DEFAULT_PROJECT
@@ -73,8 +76,9 @@ def create(
                 f"that key first (iro keys revoke {key.id})"
             )
     is_new = project not in {DEFAULT_PROJECT, *(key.project for key in before)}
+    audit = audit_log(settings)  # before there is a key: where it fails, the secret would be lost
     key, secret = keys.create(sessions, name, project, **limits)
-    _note(settings, "key_created", key)
+    _note(audit, "key_created", key)
     typer.echo(f"Key {key.id} of the {'new ' if is_new else ''}project {key.project}:", err=True)
     typer.echo(secret)
     if not before and project != DEFAULT_PROJECT:
@@ -107,12 +111,14 @@ def list_keys(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> Non
 @app.command()
 def revoke(id: str, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
     """Revoke a key. Data of its project remains."""
+    from iro_server.access.audit import audit_log
     from iro_server.store import keys
     from iro_server.store.database import open_database
 
     settings = existing_settings(data_dir, database_url)
-    revoked = keys.revoke(open_database(settings, migrate=False), id)
-    _note(settings, "key_revoked", revoked)
+    sessions, audit = open_database(settings, migrate=False), audit_log(settings)
+    revoked = keys.revoke(sessions, id)
+    _note(audit, "key_revoked", revoked)
     typer.echo(f"Revoked {revoked.name}.")
 
 
@@ -136,12 +142,10 @@ def check_data_dir(settings: Settings) -> None:
         raise ValueError(f"there is no server data at {settings.data_dir}; name its directory: --data-dir")
 
 
-def _note(settings: Settings, event: str, key: ApiKey) -> None:
+def _note(audit: Logger, event: str, key: ApiKey) -> None:
     """A line in the audit log."""
-    from iro_server.access.audit import audit_log
-
     line = {"time": round(time.time(), 3), "event": event, "key": key.id, "name": key.name, "project": key.project}
-    audit_log(settings).info(json.dumps(line))
+    audit.info(json.dumps(line))
 
 
 def _state(key: ApiKey) -> str:

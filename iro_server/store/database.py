@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import TypeVar
 
-from sqlalchemy import ColumnElement, Engine, ExceptionContext, create_engine, event, select
+from sqlalchemy import ColumnElement, Engine, ExceptionContext, create_engine, event, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, TimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_fixed
@@ -71,12 +71,16 @@ def connect(settings: Settings) -> Engine:
     committed row survives a crash. ValueError where the URL is wrong or its driver is not installed."""
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        engine = create_engine(settings.url, json_serializer=_json, **_options(settings))
+        url = make_url(settings.url)
+        if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
+            raise ArgumentError("a database in memory is none that servers and workers share")
+        engine = create_engine(url, json_serializer=_json, **_options(settings))
     except ModuleNotFoundError as error:
         extra = ": pip install 'iro-align[postgres]'" if settings.url.startswith("postgres") else ""
         raise ValueError(f"database_url needs the Python package {error.name}, which is not installed{extra}") from None
-    except (ArgumentError, NoSuchModuleError) as error:
-        raise ValueError(f"database_url: {error}; such as postgresql+psycopg://user:password@host/name") from None
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:  # a ValueError of a port that is no number
+        examples = "postgresql+psycopg://user:password@host:5432/name or sqlite:////folder/file"
+        raise ValueError(f"database_url: {error}; give one such as {examples}") from None
     if engine.dialect.name == "sqlite":
         _tune_sqlite(engine)
     if engine.dialect.name == "postgresql":

@@ -53,3 +53,4 @@ def configure(format: LogFormat, level: int = logging.INFO, job: str | None = No
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("iro").setLevel(logging.INFO)
     logging.getLogger("alembic").setLevel(logging.WARNING)  # store/upgrade.py says what it did in one line
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells each URL, and a webhook's may hold a token

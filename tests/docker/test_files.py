@@ -15,8 +15,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from alembic import command
+from alembic.script import ScriptDirectory
 
 from iro_server.settings import Settings
+from iro_server.store import upgrade
+from iro_server.store.database import connect
 from tests.docker.envfiles import read
 
 ROOT = Path(__file__).parents[2]
@@ -314,6 +318,29 @@ def test_the_model_is_prepared_without_data_and_database(tmp_path):
     environment = {"PATH": f"{iro.parent}{os.pathsep}{os.environ['PATH']}", "MODEL": "m", "IRO_HOME": str(models)}
     done = subprocess.run([DOCKER / "bin/prepare-model.sh"], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "model: /models/m\n")
+
+
+def test_setup_brings_the_tables_of_an_earlier_version_up(tmp_path):
+    data, programs = tmp_path / "data", tmp_path / "bin"
+    (programs / "bin").mkdir(parents=True)
+    engine = connect(Settings(data_dir=data))
+    config = upgrade._config()
+    (earlier,) = ScriptDirectory.from_config(config).get_revision("head")._all_down_revisions
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, earlier)
+    head = upgrade.revisions(engine)[1]
+    assert upgrade.revisions(engine) == (earlier, head) and earlier != head
+    setup = programs / "setup.sh"
+    setup.write_text((DOCKER / "bin/setup.sh").read_text())
+    for path, text in ((setup, None), (programs / "prepare-model.sh", "#!/bin/sh\n")):
+        path.write_text(path.read_text() if text is None else text)
+        path.chmod(0o755)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "IRO_HOME": str(tmp_path), "IRO_DATA_DIR": str(data)}
+    done = subprocess.run([setup], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert upgrade.revisions(engine) == (head, head) and (data / "first.key").read_text().startswith("sk-")
 
 
 def test_setup_keeps_the_first_key_while_the_database_is_away(tmp_path):

@@ -130,6 +130,14 @@ def test_keys_leave_the_tables_of_a_server_of_an_earlier_version(tmp_path, comma
         assert session.scalar(text("SELECT version_num FROM alembic_version")) == "0008"
 
 
+def test_no_key_is_made_where_the_audit_log_cannot_be(tmp_path):
+    open_database(Settings(data_dir=tmp_path))
+    (tmp_path / "audit").write_text("no folder")
+    refused = iro("create", "me", "--data-dir", str(tmp_path))
+    assert refused.exit_code == 2 and refused.stderr.startswith("Error: ") and refused.stderr.count("\n") == 1
+    assert key_ids(tmp_path) == []
+
+
 def test_the_first_key_of_a_new_folder_says_that_it_makes_it(tmp_path):
     where = ["--data-dir", str(tmp_path / "new")]
     assert iro("create", "me", *where).stderr.startswith(f"This makes a new data directory: {tmp_path / 'new'}\n")

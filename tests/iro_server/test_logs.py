@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 
+import httpx
 import openai
 import pytest
 
@@ -65,6 +66,17 @@ def test_lines_carry_the_request_and_the_job(told):
     (failed,) = [json.loads(line) for line in worker.splitlines()]
     assert (failed["job_id"], failed["message"]) == (job_id, "the job failed")
     assert "GraderFailed: the grader gave NaN" in failed["exception"] and failed["time"]
+
+
+def test_the_urls_that_requests_go_to_are_not_logged(monkeypatch):
+    lines = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", lines)
+    monkeypatch.setattr(logging.root, "handlers", [])
+    logs.configure("text")
+    answers = httpx.MockTransport(lambda request: httpx.Response(200))
+    httpx.Client(transport=answers).post("http://hooks.example/services/SECRET?key=SECRET")
+    logging.getLogger("iro.webhooks").info("sent")
+    assert lines.getvalue() == "INFO iro.webhooks: sent\n"
 
 
 def test_a_line_in_text_stays_one_line_whatever_it_quotes(monkeypatch):

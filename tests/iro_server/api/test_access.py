@@ -312,6 +312,17 @@ def test_no_server_is_open_to_other_machines_without_a_key(tmp_path):
     check_keys(settings)
 
 
+def test_the_advice_to_make_a_key_names_the_database_and_no_password(tmp_path, new_database, monkeypatch):
+    url = new_database("postgresql").replace("://iro@", "://iro:hunter2@")
+    options = {"data_dir": tmp_path, "host": "0.0.0.0"}
+    with pytest.raises(ValueError, match=r"--database-url 'postgresql\+psycopg://iro:\*\*\*@") as named:
+        check_keys(Settings(**options, database_url=url))
+    monkeypatch.setenv("IRO_DATABASE_URL", url)
+    with pytest.raises(ValueError, match="iro keys create") as given:
+        check_keys(Settings(**options))
+    assert "hunter2" not in str(named.value) + str(given.value) and "--database-url" not in str(given.value)
+
+
 def test_the_servers_own_key_acts_for_the_project_it_names(settings):
     sessions = open_database(settings)
     secret = keys.create(sessions, "mine", "a")[1]

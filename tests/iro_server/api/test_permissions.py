@@ -66,7 +66,8 @@ def test_a_model_whose_name_has_a_slash_is_shared_as_any_other(tmp_path):
     name = aligned(settings, "ft:org/bytes:iro:x:abcd", iterations=1)
     with serving(settings, ByteEngine()) as client:
         permissions = client.fine_tuning.checkpoints.permissions
-        (granted,) = permissions.create(name, project_ids=["guest"])
-        assert [each.project_id for each in permissions.list(name)] == ["guest"]
+        project = "alice's team"  # as `iro keys create` takes it
+        (granted,) = permissions.create(name, project_ids=[project])
+        assert [each.project_id for each in permissions.list(name)] == [project]
         assert permissions.delete(granted.id, fine_tuned_model_checkpoint=name).deleted
         assert [*permissions.list(name)] == []

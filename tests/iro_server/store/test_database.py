@@ -141,6 +141,21 @@ def test_a_database_that_is_away_is_an_error_of_one_line(tmp_path):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("sqlite://", "in memory"),
+        ("sqlite:///:memory:", "in memory"),
+        ("postgresql+psycopg://iro@here:port/iro", "'port'"),
+        ("here", "URL"),
+    ],
+)
+def test_a_url_that_names_no_database_is_refused_by_the_setting(tmp_path, url, message):
+    with pytest.raises(ValueError, match=f"^database_url: .*{message}.*; give one such as ") as refused:
+        open_database(Settings(data_dir=tmp_path, database_url=url))
+    assert "\n" not in str(refused.value)
+
+
 def test_a_missing_driver_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(ValueError, match=r"psycopg, which is not installed: pip install 'iro-align\[postgres\]'"):
