@@ -25,6 +25,14 @@ export function address(path: string[], query: Record<string, string> = {}): str
   return `#/${path.map(encodeURIComponent).join("/")}${search ? `?${search}` : ""}`;
 }
 
+/** Goes to an address, unless the user has gone elsewhere since: for what takes a while. */
+export function fromHere(): (path: string[]) => void {
+  const here = location.hash;
+  return (path) => {
+    if (location.hash === here) location.hash = address(path);
+  };
+}
+
 export function useRoute(): Route {
   const [route, setRoute] = useState(() => parse(location.hash));
   useEffect(() => {

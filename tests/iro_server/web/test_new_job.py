@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from iro_server.graders.similarity import METRICS
 from tests.iro_server.web.conftest import opened
@@ -250,6 +250,28 @@ def test_an_estimate_says_before_the_job_what_is_wrong(browser, served):
         expect(page.get_by_text("Of the form before it was changed")).to_be_visible()
         watch.assert_clean()
     assert len(served.client.fine_tuning.jobs.list().data) == jobs
+
+
+def test_who_has_gone_elsewhere_stays_there_when_the_job_has_started(browser, served):
+    """Its name is that of the other fields of the request, as the form has none."""
+    with opened(browser, served.address, "/#/new") as (page, watch):
+        page.get_by_label("Training rows").fill(ROW)
+        page.get_by_label("Words").fill("z")
+        page.get_by_text("More options").click()
+        page.get_by_label("Other fields of the request").fill('{"suffix": "from-json", "metadata": {"a": "b"}}')
+        uploads: list[Route] = []
+        page.route("**/v1/files", lambda route: uploads.append(route))
+        with page.expect_request("**/v1/files"):
+            page.get_by_role("button", name="Start the job").click()
+        page.get_by_role("link", name="Playground", exact=True).first.click()
+        expect(page.get_by_role("heading", name="Playground")).to_be_visible()
+        with page.expect_response("**/v1/fine_tuning/jobs") as started:
+            uploads[0].continue_()
+        job = started.value.json()
+        assert (job["iro"]["suffix"], job["metadata"]) == ("from-json", {"a": "b"})
+        page.wait_for_timeout(300)
+        assert page.url.endswith("#/playground")
+        watch.assert_clean()
 
 
 def test_the_example_starts_a_job(browser, served):

@@ -4,7 +4,7 @@ import { useState } from "preact/hooks";
 import { named } from "../api";
 import { useDraft } from "../hooks";
 import { Field, Problem } from "../parts";
-import { address } from "../router";
+import { fromHere } from "../router";
 import { GraderForm } from "../new/GraderForm";
 import { useChecked } from "../new/RowsEditor";
 import type { Draft } from "../new/graders";
@@ -38,6 +38,7 @@ export function NewEval({ base }: { base: string }) {
   const checked = useChecked(draft.items.text, checkedItem);
   const submit = async (event: Event) => {
     event.preventDefault();
+    const goTo = fromHere();
     setBusy(true);
     setError(null);
     try {
@@ -49,7 +50,7 @@ export function NewEval({ base }: { base: string }) {
         await deleteEval(id); // it would be made again by the next attempt
         throw problem;
       });
-      location.hash = address(["evals", id]);
+      goTo(["evals", id]);
     } catch (problem) {
       setError(problem as Error);
       setBusy(false);

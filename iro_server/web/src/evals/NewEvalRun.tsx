@@ -4,7 +4,7 @@ import { useState } from "preact/hooks";
 import { named } from "../api";
 import { usePolled } from "../hooks";
 import { Problem } from "../parts";
-import { address } from "../router";
+import { address, fromHere } from "../router";
 import { useChecked } from "../new/RowsEditor";
 import { checkedItem } from "../new/rows";
 import type { Eval, EvalRun } from "./api";
@@ -33,12 +33,13 @@ function RunForm({ evaluation, runs, base }: { evaluation: Eval; runs: EvalRun[]
   const checked = useChecked(draft.items.text, checkedItem);
   const submit = async (event: Event) => {
     event.preventDefault();
+    const goTo = fromHere();
     setBusy(true);
     setError(null);
     try {
       const like = runs.find((run) => run.id === draft.like);
       await createRun(evaluation.id, await requestOf(draft, checked, like));
-      location.hash = address(["evals", evaluation.id]);
+      goTo(["evals", evaluation.id]);
     } catch (problem) {
       setError(problem as Error);
       setBusy(false);

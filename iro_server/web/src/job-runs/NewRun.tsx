@@ -5,7 +5,7 @@ import { ApiError } from "../api";
 import { usePolled } from "../hooks";
 import { sameJson } from "../new/json";
 import { Field, Problem } from "../parts";
-import { address } from "../router";
+import { fromHere } from "../router";
 import type { Config, JobKind } from "./api";
 import { createRun, getRun, listKinds } from "./api";
 import { ConfigField } from "./ConfigField";
@@ -83,6 +83,7 @@ function ConfigForm({ kind, before }: { kind: JobKind; before: Config | null }) 
   );
   const submit = async (event: Event) => {
     event.preventDefault();
+    const goTo = fromHere();
     setBusy(true);
     try {
       const config: Config = {};
@@ -91,7 +92,7 @@ function ConfigForm({ kind, before }: { kind: JobKind; before: Config | null }) 
         if (field.required || text !== textOf(field, base[field.name])) config[field.name] = valueOf(field, text);
       }
       const run = await createRun({ kind: kind.id, preset: preset || null, config, name: name.trim() || null });
-      location.hash = address(["runs", run.id]);
+      goTo(["runs", run.id]);
     } catch (problem) {
       setError(problem as Error);
       setBusy(false);

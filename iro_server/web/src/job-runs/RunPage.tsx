@@ -4,7 +4,7 @@ import { useRef, useState } from "preact/hooks";
 import { date } from "../format";
 import { usePolled } from "../hooks";
 import { Badge, ConfirmedButton, Fact, Problem, focusHeading } from "../parts";
-import { address } from "../router";
+import { address, fromHere } from "../router";
 import type { Check, JobRun, RunMetrics } from "./api";
 import { cancelRun, deleteRun, figureUrl, getChecks, getRun, isOpen, readMetrics, titleOf } from "./api";
 import { Curves } from "./Curves";
@@ -66,9 +66,10 @@ function Head({ run, again }: { run: JobRun; again: () => void }) {
     again();
   };
   const remove = async () => {
+    const goTo = fromHere();
     try {
       await deleteRun(run.id);
-      location.hash = address(["runs"]);
+      goTo(["runs"]);
     } catch (problem) {
       setError(problem as Error);
     }

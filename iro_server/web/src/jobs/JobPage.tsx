@@ -7,7 +7,7 @@ import { fillFrom } from "../new/again";
 import { date, number } from "../format";
 import { usePolled } from "../hooks";
 import { Badge, ConfirmedButton, Fact, Problem, focusHeading } from "../parts";
-import { address } from "../router";
+import { address, fromHere } from "../router";
 import { EventLog } from "./EventLog";
 import { useEvents } from "./events";
 import { Warnings } from "./Warnings";
@@ -99,10 +99,11 @@ function Head({ job, events, onAct }: { job: Job; events: JobEvent[]; onAct: () 
     onAct();
   };
   const startAgain = async () => {
+    const goTo = fromHere();
     setBusy(true);
     try {
       await fillFrom(job);
-      location.hash = address(["new"]);
+      goTo(["new"]);
     } catch (problem) {
       setError(problem as Error);
       setBusy(false);

@@ -5,7 +5,7 @@ import { createEstimate, createJob, named, uploadFile, validateGrader } from "..
 import { hasReplaced, keepDrafts, takeDraft, takeReplaced } from "../drafts";
 import { useDraft } from "../hooks";
 import { Field, Problem } from "../parts";
-import { address } from "../router";
+import { fromHere } from "../router";
 import { EstimateView } from "./Estimate";
 import type { StartedEstimate } from "./Estimate";
 import { GraderForm } from "./GraderForm";
@@ -47,6 +47,7 @@ export function NewJob({ base }: { base: string }) {
   const checked = useChecked(text, checkedRow);
   const ready = file !== null || (checked.rows.length > 0 && checked.problems.length === 0);
   const send = async (what: "job" | "estimate") => {
+    const goTo = fromHere();
     setError(null);
     setEstimate(null);
     try {
@@ -63,10 +64,10 @@ export function NewJob({ base }: { base: string }) {
         type: "reinforcement",
         reinforcement: { grader, hyperparameters, iro: optionsIn(undefined, options) },
       };
-      const suffix = options.suffix || undefined;
-      const fields = { model: base, training_file, method, suffix, ...optionsIn("job", options) };
+      const suffix = options.suffix ? { suffix: options.suffix } : {};
+      const fields = { model: base, training_file, method, ...suffix, ...optionsIn("job", options) };
       const body = merged(otherFields(options), fields);
-      if (what === "job") location.hash = address(["jobs", (await createJob(body)).id]);
+      if (what === "job") goTo(["jobs", (await createJob(body)).id]);
       else setEstimate({ id: (await createEstimate(body)).id, outdated: false });
       setBusy("");
     } catch (problem) {
