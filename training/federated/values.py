@@ -389,7 +389,7 @@ JOB = Job(
             "heldout_prompts": 2,
             "max_tokens": 8,
             "counted_tokens": 50,
-            "rounds": 20,
+            "rounds": 60,
             "concurrency": 2,
             "rates": (0.01,),
         },
