@@ -268,11 +268,14 @@ class Job(Generic[AnyConfig]):
     ) -> JsonObject:
         """Run, or go on with what ``out`` holds of the same run, and return result.json.
 
-        Several seeds (config.seed, +1, …) run one after another in ``out/seed-<seed>``. Raises pydantic's
-        ValidationError for a bad config, RunError if another process works in ``out`` or if it holds another run, one
+        Several seeds (config.seed, +1, …) run one after another in ``out/seed-<seed>``; more seeds of the same config
+        may follow there, and the record is then of those. Raises pydantic's ValidationError for a bad config,
+        ValueError for ``seeds`` below 1, RunError if another process works in ``out`` or if it holds another run, one
         of other input files, or one of several seeds where this is of one and the reverse, Cancelled once
         ``should_stop`` is true, StorageUnavailable where checkpoints cannot be kept or read.
         """
+        if seeds < 1:
+            raise ValueError(f"seeds: 1 or more, not {seeds}")
         config = config if isinstance(config, self.Config) else self.Config.model_validate(config)
         out = Path(out)
         if seeds == 1:
@@ -281,6 +284,9 @@ class Job(Generic[AnyConfig]):
             return self._execute(config, out, on_event, should_stop)
         if run_folder.has_single_run(out):
             raise RunError(f"{out} holds a run of one seed; choose another folder for several seeds")
+        free = config.movable | config.extendable | {"seed"}
+        if other := run_folder.other_seeds(out, self._header(config), config, free):
+            raise RunError(f"{out} holds {other}; choose another folder")
         per_seed = []
         for seed in range(config.seed, config.seed + seeds):
             seeded = config.model_copy(update={"seed": seed})
@@ -301,16 +307,16 @@ class Job(Generic[AnyConfig]):
         on_event: Callable[[RunEvent], None] | None,
         should_stop: Callable[[], bool] | None,
     ) -> JsonObject:
-        header: JsonObject = {
-            "job": self.name,
-            "config": config.model_dump(mode="json"),
-            "inputs": input_hashes(config),
-            "versions": versions(),
-        }
+        header = self._header(config)
         with run_folder.hold(out) as is_free:
             if not is_free:
                 raise RunError(f"another process is working in {out}; wait for it or choose another folder")
             return self._execute_alone(header, config, out, on_event, should_stop)
+
+    def _header(self, config: AnyConfig) -> JsonObject:
+        """What config.json says of a run."""
+        fields = config.model_dump(mode="json")
+        return {"job": self.name, "config": fields, "inputs": input_hashes(config), "versions": versions()}
 
     def _execute_alone(
         self,
@@ -326,15 +332,8 @@ class Job(Generic[AnyConfig]):
         if started.exists():
             before = json.loads(started.read_text())
             location = before.pop("checkpoints", None)
-            free = config.movable | config.extendable
-            if before["job"] != header["job"] or not run_folder.continues(before["config"], config, free):
-                raise RunError(f"{out} holds another run ({before['job']}); choose another folder")
-            # A folder of an earlier version has no "inputs".
-            changed = [
-                name for name, digest in before.get("inputs", {}).items() if header["inputs"].get(name) != digest
-            ]
-            if changed:
-                raise RunError(f"{out} holds a run of another {', '.join(changed)}; choose another folder")
+            if other := run_folder.other_run(before, header, config, config.movable | config.extendable):
+                raise RunError(f"{out} holds {other}; choose another folder")
             steps = {name: header["config"][name] for name in config.extendable}
             header = before | {"config": before["config"] | steps}
         elif storage := os.environ.get(STORAGE_VARIABLE):

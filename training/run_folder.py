@@ -35,7 +35,22 @@ def has_several_seeds(folder: Path) -> bool:
     return started and not has_single_run(folder)
 
 
-def continues(before: Mapping[str, Any], config: BaseModel, free: Container[str]) -> bool:
+def other_run(saved: JsonObject, header: JsonObject, config: BaseModel, free: Container[str]) -> str | None:
+    """What ``saved``, a config.json, is of where a run of ``header`` and ``config`` may not go on with it."""
+    if saved["job"] != header["job"] or not _continues(saved["config"], config, free):
+        return f"another run ({saved['job']})"
+    # A folder of an earlier version has no "inputs".
+    changed = [name for name, digest in saved.get("inputs", {}).items() if header["inputs"].get(name) != digest]
+    return f"a run of another {', '.join(changed)}" if changed else None
+
+
+def other_seeds(folder: Path, header: JsonObject, config: BaseModel, free: Container[str]) -> str | None:
+    """As ``other_run``, of the runs in seed-<seed> below ``folder``."""
+    saved_runs = (json.loads(started.read_text()) for started in sorted(folder.glob("seed-*/config.json")))
+    return next(filter(None, (other_run(saved, header, config, free) for saved in saved_runs)), None)
+
+
+def _continues(before: Mapping[str, Any], config: BaseModel, free: Container[str]) -> bool:
     """Whether a run of the saved config ``before`` may go on with ``config``: they differ in the fields ``free`` alone.
 
     A field that an earlier version did not have counts as its default.

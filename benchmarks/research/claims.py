@@ -2,13 +2,15 @@
 
 Estimates are ``training.intervals.band``s over seeds: {"mean", "low", "high", "seeds"}, 95 % Student intervals; those
 of the theory papers have each seed's value too, under "samples". A verdict is "confirmed" or "contradicted" where the
-statistic is beyond the 2.5 % quantile of its distribution, and "not shown at this scale, because …" between.
+statistic is beyond the 2.5 % quantile of its distribution, and "not shown at this scale, because …" between. Each is
+of its test alone; the table marks those that Holm's correction for all tests of the table does not keep.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
@@ -22,6 +24,8 @@ from training.intervals import band
 Estimate = Mapping[str, float]
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 NOISE = "the interval of the difference includes zero"
+NOT_KEPT = " †"
+LEVEL = 0.05  # of Holm's correction
 
 
 class Statistic(TypedDict):
@@ -128,14 +132,28 @@ def cell_text(cell: Estimate) -> str:
 
 
 def claims(content: JsonObject) -> str:
-    """The table of a results file's claims."""
+    """The table of a results file's claims. NOT_KEPT marks verdicts that Holm's correction does not keep."""
     rows = []
-    for claim in content["claims"]:
+    not_kept = lost_to_holm(content["claims"])
+    for i, claim in enumerate(content["claims"]):
+        mark = NOT_KEPT if i in not_kept and claim["verdict"] in ("confirmed", "contradicted") else ""
         test = f"{claim['test']['t']:.2f} ({claim['test']['df']:.1f})" if "test" in claim else ""
         rows.append(
-            [claim["paper"], "; ".join(map(cell_text, claim["ours"])), test, claim["verdict"], detectable(claim)]
+            [claim["paper"], "; ".join(map(cell_text, claim["ours"])), test, claim["verdict"] + mark, detectable(claim)]
         )
     return table(["paper", "ours", "t (df)", "verdict", "detectable effect"], rows)
+
+
+def lost_to_holm(rows: Sequence[Claim]) -> set[int]:
+    """Indices of the rows whose two-sided p is below LEVEL, but not after Holm's correction for all tests of ``rows``.
+
+    Holm (1979), Scandinavian Journal of Statistics 6.
+    """
+    tests = {i: claim["test"] for i, claim in enumerate(rows) if "test" in claim}
+    p_values = {i: float(2 * stats.t.sf(abs(test["t"]), test["df"])) for i, test in tests.items()}
+    ascending = sorted(p_values, key=p_values.__getitem__)
+    refuted = takewhile(lambda n: p_values[ascending[n]] <= LEVEL / (len(ascending) - n), range(len(ascending)))
+    return {i for i in ascending[len([*refuted]) :] if p_values[i] < LEVEL}
 
 
 def detectable(claim: Claim) -> str:

@@ -1,5 +1,6 @@
 """The claims of FADAS (arXiv:2407.18365), from the results of ``federated.fadas`` and ``federated.reviews``, and those
-of federated value functions, from ``federated.values``. Differences are paired by seed."""
+of federated value functions, from ``federated.values``. Differences are paired by seed, but those in time of older
+results, which have no values by seed: theirs are Welch's."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from training.federated.experiment import METHODS
 
 ADAPTIVE = "FADAS, delay-adaptive"
 IN_TIME = "in time"
+BY_SEED = "at_horizon_per_seed"
 LAST_EVALUATIONS = f"last {LAST} evaluations"
 Pairs = tuple[tuple[str, str], ...]
 FADAS_PAIRS: Pairs = (
@@ -63,7 +65,7 @@ def _comparison(result: JsonObject, pairs: Pairs, synchronous: tuple[str, ...]) 
             for name, row in methods.items()
         }
         if all(len(row["per_seed"]) > 1 for row in methods.values()):
-            rows += [*_paired(delays, methods, pairs), *_in_time(delays, accuracy[delays], synchronous)]
+            rows += [*_paired(delays, methods, pairs), *_in_time(delays, methods, synchronous)]
     participation = {delays: by_delays["participation"] for delays, by_delays in result["results"].items()}
     return {
         "claims": rows,
@@ -86,19 +88,26 @@ def _tuning(choices: JsonObject) -> list[JsonObject]:
 def _paired(delays: str, methods: Mapping[str, JsonObject], pairs: Pairs) -> list[Claim]:
     rows = []
     for better, worse in (pair for pair in pairs if methods.keys() >= set(pair)):
-        gap = estimate(np.subtract(methods[better]["per_seed"], methods[worse]["per_seed"]))
-        rows.append(positive(f"{delays} delays: {better} above {worse}", [gap], against(gap, 0)))
+        rows.append(_above(f"{delays} delays: {better} above {worse}", methods, (better, worse), "per_seed"))
     return rows
 
 
-def _in_time(delays: str, accuracy: JsonObject, synchronous: tuple[str, ...]) -> list[Claim]:
+def _above(paper: str, methods: Mapping[str, JsonObject], pair: tuple[str, str], values: str) -> Claim:
+    """That the first of ``pair`` is above the second, by their ``values`` of the same seeds."""
+    gap = estimate(np.subtract(*(methods[name][values] for name in pair)))
+    return positive(paper, [gap], against(gap, 0))
+
+
+def _in_time(delays: str, methods: Mapping[str, JsonObject], synchronous: tuple[str, ...]) -> list[Claim]:
     """Not tested where a synchronous run has no round at that time: its model is untrained."""
     rows: list[Claim] = []
-    for method in (name for name in synchronous if accuracy.keys() >= {name, ADAPTIVE}):
-        cells = [accuracy[name]["at_horizon"] for name in (ADAPTIVE, method)]
-        rounds = accuracy[method]["rounds_at_horizon"]
+    for method in (name for name in synchronous if methods.keys() >= {name, ADAPTIVE}):
+        cells = [methods[name]["at_horizon"] | {"seeds": len(methods[name]["per_seed"])} for name in (ADAPTIVE, method)]
+        rounds = methods[method]["rounds_at_horizon"]
         paper = f"{delays} delays, {IN_TIME}: {ADAPTIVE} above {method}, which has {span(rounds)} rounds"
-        if min(rounds) > 0:
+        if min(rounds) > 0 and BY_SEED in methods[method]:
+            rows.append(_above(paper, methods, (ADAPTIVE, method), BY_SEED))
+        elif min(rounds) > 0:
             rows.append(positive(paper, cells, welch(*cells)))
         else:
             because = f"{method} has no round in {rounds.count(0)} of {len(rounds)} seeds"
@@ -113,10 +122,17 @@ def span(values: Sequence[float]) -> str:
 
 
 def claims(content: JsonObject) -> str:
-    """The table of claims. Without ``rounds_at_horizon`` those in time are left out: accuracies were interpolated."""
+    """The table of claims. Without ``rounds_at_horizon`` those in time are left out: accuracies were interpolated.
+
+    A tested claim of two means is of an older result, and names its test.
+    """
     cells = [cell for methods in content["accuracy"].values() for cell in methods.values()]
     evaluated = all("rounds_at_horizon" in cell for cell in cells)
-    rows = [claim for claim in content["claims"] if evaluated or IN_TIME not in claim["paper"]]
+    rows = [
+        claim | {"paper": f"{claim['paper']} (Welch's t)"} if "test" in claim and len(claim["ours"]) == 2 else claim
+        for claim in content["claims"]
+        if evaluated or IN_TIME not in claim["paper"]
+    ]
     return research.claims(content | {"claims": rows})
 
 

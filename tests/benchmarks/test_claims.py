@@ -8,6 +8,7 @@ from scipy import stats
 
 from benchmarks.research import theory
 from benchmarks.research.claims import (
+    Claim,
     against,
     at,
     cell_text,
@@ -126,3 +127,29 @@ def test_a_claim_that_is_not_shown_says_which_effect_would_have_been() -> None:
     row = positive("above", [cell], against(cell, 0))
     effect = number(detectable_effect(cell, 7))
     assert claims({"claims": [row]}).splitlines()[-1].endswith(f"includes zero | {effect} |")
+
+
+def claim_of(p_value: float) -> Claim:
+    """A claim whose test has this two-sided p value."""
+    return positive(f"p = {p_value}", [], {"t": float(stats.t.isf(p_value / 2, 9)), "df": 9.0})
+
+
+@pytest.mark.parametrize(
+    ("p_values", "marked"),
+    [
+        ([0.04, 1e-4, *[0.5] * 8], {0.04}),
+        ([0.04], set()),
+        ([0.012, 0.024, 0.04], set()),  # step down: .05/3, .05/2, .05
+        ([0.03, 0.04, 0.045], {0.03, 0.04, 0.045}),  # the first fails, and with it all
+    ],
+)
+def test_a_verdict_that_holms_correction_does_not_keep_is_marked(p_values: list[float], marked: set[float]) -> None:
+    lines = claims({"claims": [claim_of(p_value) for p_value in p_values]}).splitlines()[2:]
+    assert [line.endswith("| confirmed † |  |") for line in lines] == [p_value in marked for p_value in p_values]
+
+
+def test_holms_correction_is_for_the_tests_of_a_table_and_marks_no_claim_without_a_verdict() -> None:
+    check = exact({"name": "exact", "expected": 1, "got": 1, "holds": True})
+    undecided = claim_of(0.03) | {"verdict": "undecided, because of the limit"}
+    assert "†" not in claims({"claims": [claim_of(0.04), *[check] * 9]})
+    assert "†" not in claims({"claims": [undecided, claim_of(0.5)]})

@@ -38,7 +38,22 @@ def test_differences_are_paired_by_seed() -> None:
     assert verdicts[": FADAS above FedAvg, all places"].startswith("not shown")
     in_time = verdicts[", in time: FADAS, delay-adaptive above FedAvg, which has 2 to 4 rounds"]
     assert in_time == "not shown at this scale, because the interval of the difference includes zero"  # not paired
+    assert "above FedAvg, which has 2 to 4 rounds (Welch's t)" in claims(content)
     assert "| FedAvg, all places | 1 | 0.7" in accuracy(content) and "after 2 to 4 rounds |" in accuracy(content)
+
+
+def test_accuracies_in_time_are_paired_where_a_result_has_them_by_seed() -> None:
+    """Differences of .016 to .02, over seeds that differ by .05."""
+    result = reviews_result()
+    for row in result["results"]["heavy-tailed"]["methods"].values():
+        row["at_horizon_per_seed"] = row["per_seed"]
+    content = reviews(result)
+    claim = next(
+        row for row in content["claims"] if "in time" in row["paper"] and "above FedAvg, which" in row["paper"]
+    )
+    assert claim["verdict"] == "confirmed" and claim["test"]["df"] == 2
+    assert [cell["mean"] for cell in claim["ours"]] == [pytest.approx(0.018)]
+    assert "Welch" not in claims(content)
 
 
 def test_a_rule_without_a_finished_round_is_not_compared_in_time() -> None:

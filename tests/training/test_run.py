@@ -303,6 +303,35 @@ def test_a_run_of_one_seed_and_one_of_several_keep_apart(tmp_path: Path) -> None
     assert WALK.execute({"steps": 2}, tmp_path / "several", seeds=2) == several
 
 
+def test_other_seeds_of_the_same_config_alone_join_those_of_a_folder(tmp_path: Path) -> None:
+    three = WALK.execute({"steps": 2}, tmp_path, seeds=3)
+    for config, seeds in (({"steps": 3, "seed": 3}, 2), ({"steps": 3}, 2)):
+        with pytest.raises(RunError, match=r"holds another run \(walk\); choose another folder"):
+            WALK.execute(config, tmp_path, seeds=seeds)
+    with pytest.raises(RunError, match=r"holds another run \(walk\); choose another folder"):
+        replace(WALK, name="march").execute({"steps": 2, "seed": 3}, tmp_path, seeds=2)
+    assert json.loads((tmp_path / "result.json").read_text()) == three
+    assert sorted(path.name for path in tmp_path.glob("seed-*")) == ["seed-0", "seed-1", "seed-2"]
+    assert WALK.execute({"steps": 2}, tmp_path, seeds=5)["per_seed"][:3] == three["per_seed"]
+
+
+def test_other_seeds_are_of_the_same_input_files(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    read = Job("read", "", FileConfig, lambda config, run: {"text": config.rows.read_text()})
+    rows.write_text("one")
+    read.execute({"rows": rows}, tmp_path / "run", seeds=2)
+    rows.write_text("two")
+    with pytest.raises(RunError, match="run holds a run of another rows; choose another folder"):
+        read.execute({"rows": rows, "seed": 2}, tmp_path / "run", seeds=2)
+
+
+@pytest.mark.parametrize("seeds", [0, -1])
+def test_a_run_has_a_seed(seeds: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"seeds: 1 or more, not {seeds}"):
+        WALK.execute({}, tmp_path / "run", seeds=seeds)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_interrupted_run_of_several_seeds_takes_no_single_run(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         dying(1).execute({}, tmp_path, seeds=2)

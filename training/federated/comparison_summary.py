@@ -45,6 +45,7 @@ class MethodSummary(TypedDict):
     by_time: Band
     end: ScalarBand
     at_horizon: ScalarBand
+    at_horizon_per_seed: list[float]
     rounds_at_horizon: list[int]
     duration: float
     oldest: int
@@ -100,6 +101,7 @@ def summary(
 
 def method_summary(seeds: Sequence[Curve], step: float, times: np.ndarray, horizon: float) -> MethodSummary:
     timed = [np.array(curve["accuracy"])[standing(curve, times)] for curve in seeds]
+    at_horizon = [float(accuracies[-1]) for accuracies in timed]
     oldest = np.concatenate([curve["staleness"] for curve in seeds])  # of as many rounds as each seed has
     return {
         "step": step,
@@ -107,7 +109,8 @@ def method_summary(seeds: Sequence[Curve], step: float, times: np.ndarray, horiz
         "by_updates": band([regular_accuracy(curve) for curve in seeds]),
         "by_time": band(timed),
         "end": band([end(curve) for curve in seeds]),
-        "at_horizon": band([accuracies[-1] for accuracies in timed]),
+        "at_horizon": band(at_horizon),
+        "at_horizon_per_seed": at_horizon,
         "rounds_at_horizon": [curve["rounds"][int(standing(curve, horizon))] for curve in seeds],
         "duration": float(np.mean([curve["times"][-1] for curve in seeds])),
         "oldest": int(oldest.max()),

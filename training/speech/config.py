@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from training.speech.corpus import CorpusConfig
-from training.speech.schedule import TrainingMethod
+from training.speech.schedule import JOINT, TrainingMethod
 
 Rate = Literal["lr", "gamma", "exploration_lr", "pseudo_share", "weight_decay"]
 
@@ -75,6 +75,18 @@ class BLJustConfig(CorpusConfig):
                 except ValidationError as error:
                     raise ValueError(f"{rate}: {error.errors()[0]['msg']}, not {number:g}") from None
         return value
+
+    @model_validator(mode="after")
+    def _tuned_gamma_rises(self) -> BLJustConfig:
+        epochs = self.tuning_epochs or self.epochs
+        stays_zero = self.gamma_step is not None and self.gamma_step * (epochs - 1) == 0
+        methods = [method for method in self.methods if method in JOINT and JOINT[method].rises]
+        if self.tune and stays_zero and methods:
+            raise ValueError(
+                f"gamma_step={self.gamma_step:g}: γ of {', '.join(methods)} stays 0 in tuning runs of {epochs} epochs, "
+                "whichever value is tried; raise gamma_step and tuning_epochs, or leave gamma_step null"
+            )
+        return self
 
 
 def _listed(grid: tuple[float, ...]) -> str:

@@ -15,6 +15,8 @@ from training.speech.features import Features
 from training.speech.manifest import ManifestError, Recording
 from training.speech.training import TrainingData
 
+GENERATED_BY = {"digits": {"seed", "strings", "real"}, "prompts": {"seed", "prompts", "languages"}}
+
 
 class CorpusConfig(JobConfig):
     """The recordings: the user's, or those that ``corpus`` names."""
@@ -78,9 +80,21 @@ def load_corpus(config: CorpusConfig, folder: Path, rng: np.random.Generator) ->
 
 
 def _generated(config: CorpusConfig, folder: Path, rng: np.random.Generator) -> tuple[Path, Path, Path]:
-    if config.corpus == "digits":
-        return digits.make(folder / "digits", digits.CorpusSizes(*config.strings, config.real), rng)
-    return prompts.make(folder / "prompts", config.prompts, config.languages, rng)
+    """The manifests of ``config.corpus`` in the run folder, made anew unless those there are of the same settings.
+
+    A config that was refused after it had made a corpus leaves it in the folder, which a corrected config may use.
+    """
+    corpus = folder / config.corpus
+    settings_file = corpus / "settings.json"
+    settings = config.model_dump_json(include=GENERATED_BY[config.corpus])
+    if not settings_file.exists() or settings_file.read_text() != settings:
+        settings_file.unlink(missing_ok=True)  # a kill before the end leaves a corpus of no settings
+        if config.corpus == "digits":
+            digits.make(corpus, digits.CorpusSizes(*config.strings, config.real), rng)
+        else:
+            prompts.make(corpus, config.prompts, config.languages, rng)
+        settings_file.write_text(settings)
+    return manifest.part_paths(corpus)
 
 
 def _with_texts(recordings: list[Recording], config: CorpusConfig) -> tuple[Features, list[str]]:

@@ -36,25 +36,23 @@ class CorpusSizes:
     real: int | None = None
 
 
-def make(folder: Path, sizes: CorpusSizes, rng: np.random.Generator) -> tuple[Path, Path, Path]:
-    """The manifests train, dev and test under ``folder``, written if they do not exist.
+def make(folder: Path, sizes: CorpusSizes, rng: np.random.Generator) -> None:
+    """Writes the recordings, and the manifests train, dev and test, under ``folder``.
 
     Train: labelled strings of four voices; unlabelled strings of 84 further voices, and Asterisk's recordings except
     its digits. Dev: six further voices. Test: Asterisk's ten digits, concatenated. Raises ManifestError if the Debian
     packages are missing.
     """
-    paths = (folder / "train.jsonl", folder / "dev.jsonl", folder / "test.jsonl")
-    if not paths[-1].exists():
-        if not ASTERISK.is_dir():
-            raise ManifestError(f"no recordings in {ASTERISK}: {INSTALL}")
-        folder.mkdir(parents=True, exist_ok=True)
-        labelled = _spoken(folder, "labelled", sizes.labelled, LABELLED_VOICES, rng)
-        spoken = _spoken(folder, "unlabelled", sizes.unlabelled, UNLABELLED_VOICES, rng)
-        unlabelled = [(audio, None) for audio, _ in spoken]
-        manifest.save(paths[0], [*labelled, *unlabelled, *_real(folder, sizes.real, rng)])
-        manifest.save(paths[1], _spoken(folder, "dev", sizes.dev, DEV_VOICES, rng))
-        manifest.save(paths[2], _joined(folder, sizes.test, rng))
-    return paths
+    if not ASTERISK.is_dir():
+        raise ManifestError(f"no recordings in {ASTERISK}: {INSTALL}")
+    folder.mkdir(parents=True, exist_ok=True)
+    train_path, dev_path, test_path = manifest.part_paths(folder)
+    labelled = _spoken(folder, "labelled", sizes.labelled, LABELLED_VOICES, rng)
+    spoken = _spoken(folder, "unlabelled", sizes.unlabelled, UNLABELLED_VOICES, rng)
+    unlabelled = [(audio, None) for audio, _ in spoken]
+    manifest.save(train_path, [*labelled, *unlabelled, *_real(folder, sizes.real, rng)])
+    manifest.save(dev_path, _spoken(folder, "dev", sizes.dev, DEV_VOICES, rng))
+    manifest.save(test_path, _joined(folder, sizes.test, rng))
 
 
 def unlabelled_sources() -> list[Path]:

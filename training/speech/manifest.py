@@ -49,6 +49,11 @@ def recording(audio: Path, text: str | None, source: str) -> Recording:
         raise ManifestError(f"{source}: {audio} is not audio that libsndfile reads ({error.error_string})") from None
 
 
+def part_paths(folder: Path) -> tuple[Path, Path, Path]:
+    """Where the manifests train, dev and test of a generated corpus are."""
+    return folder / "train.jsonl", folder / "dev.jsonl", folder / "test.jsonl"
+
+
 def save(path: Path, rows: Iterable[tuple[Path, str | None]]) -> None:
     """Writes a manifest; paths of audio below its folder are relative to it."""
 

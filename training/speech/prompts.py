@@ -25,18 +25,13 @@ SHORTEST, LONGEST_TRANSCRIBED, LONGEST = 0.5, 3.0, 5.0  # seconds of the recordi
 LETTERS = re.compile(r"[a-z' ]+")
 
 
-def make(
-    folder: Path, sizes: tuple[int, int, int], languages: tuple[str, ...], rng: np.random.Generator
-) -> tuple[Path, Path, Path]:
-    """The manifests train, dev and test under ``folder``, written if they do not exist.
+def make(folder: Path, sizes: tuple[int, int, int], languages: tuple[str, ...], rng: np.random.Generator) -> None:
+    """Writes the manifests train, dev and test under ``folder``.
 
     ``sizes``: English recordings with a text in train, in dev and in test, of at most 3 seconds, no two with the same
     text; the other English ones and all of ``languages`` are unlabelled, of at most 5 seconds. Raises ManifestError if
     a Debian package is missing or ``sizes`` are too large.
     """
-    paths = (folder / "train.jsonl", folder / "dev.jsonl", folder / "test.jsonl")
-    if paths[-1].exists():
-        return paths
     texts = english_texts()
     sources = [path for path in _recordings("en") if path in texts]
     transcribed = _different([path for path in sources if _seconds(path) <= LONGEST_TRANSCRIBED], texts, rng)
@@ -50,10 +45,10 @@ def make(
     unlabelled = [path for path in sources if path not in in_train and texts[path] not in held_out]
     unlabelled += [path for language in languages for path in _recordings(language)]
     folder.mkdir(parents=True, exist_ok=True)
-    manifest.save(paths[0], [*((path, texts[path]) for path in labelled), *((path, None) for path in unlabelled)])
-    manifest.save(paths[1], [(path, texts[path]) for path in dev])
-    manifest.save(paths[2], [(path, texts[path]) for path in test])
-    return paths
+    train_path, dev_path, test_path = manifest.part_paths(folder)
+    manifest.save(train_path, [*((path, texts[path]) for path in labelled), *((path, None) for path in unlabelled)])
+    manifest.save(dev_path, [(path, texts[path]) for path in dev])
+    manifest.save(test_path, [(path, texts[path]) for path in test])
 
 
 def english_texts() -> dict[Path, str]:

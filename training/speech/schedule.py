@@ -95,15 +95,21 @@ def plan(method: TrainingMethod, schedule: TrainingSchedule) -> list[Pass]:
 
 
 def _joint(method: JointMethod, schedule: TrainingSchedule) -> list[tuple[PassKind, float]]:
-    step = schedule.gamma_step
-    if step is None:
-        step = schedule.gamma / max(1, schedule.epochs - 1)
     kinds: list[tuple[PassKind, float]] = []
     for k in range(schedule.epochs):
         if method.explores:
             kinds += [("explore", 0.0)] * schedule.exploration_passes
-        kinds.append(("joint", rising(step, schedule.gamma, k) if method.rises else schedule.gamma))
+        kinds.append(("joint", _rising_gamma(schedule, k) if method.rises else schedule.gamma))
     return kinds
+
+
+def _rising_gamma(schedule: TrainingSchedule, k: int) -> float:
+    """γ of epoch k. Without ``gamma_step`` the last epoch has ``gamma``, though it is the first."""
+    if schedule.gamma_step is not None:
+        return rising(schedule.gamma_step, schedule.gamma, k)
+    if schedule.epochs == 1:
+        return schedule.gamma
+    return rising(schedule.gamma / (schedule.epochs - 1), schedule.gamma, k)
 
 
 def _pseudo(schedule: TrainingSchedule) -> list[PassKind]:

@@ -7,8 +7,18 @@ import math
 import pytest
 import torch
 
-from training.federated.buffered import MAX_FAILURES, BufferedServer, Event, FederatedSettings, UnusableAnswers
+from training.federated.buffered import (
+    MAX_FAILURES,
+    STARTS,
+    TRAINING,
+    BufferedServer,
+    Event,
+    FederatedSettings,
+    UnusableAnswers,
+)
+from training.federated.experiment import MODEL, PARTITION, SPEEDS
 from training.federated.rules import FedBuff
+from training.run import derive_seed
 
 ZERO = torch.zeros(2)
 
@@ -78,3 +88,9 @@ def test_a_server_restored_with_a_smaller_buffer_applies_the_rule_to_all_that_wa
     smaller.restore_server(larger.server_snapshot())
     events = smaller.receive(2.0, 3, 0, torch.ones(2), 1)
     assert events[-1] == Event(2.0, "update", None, 1) and smaller.buffer == []
+
+
+def test_no_two_streams_of_a_trial_have_one_seed() -> None:
+    """A path of one number has the seed of the path that ends in a zero too."""
+    paths = [(PARTITION,), (SPEEDS,), (MODEL,), *((stream, n) for stream in (STARTS, TRAINING) for n in range(3))]
+    assert len({derive_seed(5, *path) for path in paths}) == len(paths)

@@ -183,6 +183,7 @@ def test_a_summary_ends_where_the_first_that_does_not_wait_ends() -> None:
     result = summary(curves, {"FADAS": {"step": 2e-3}, "FedAvg": {"step": 1.0}}, NOBODY)
     assert result["horizon"] == 10
     assert result["methods"]["FADAS"]["at_horizon"]["mean"] == pytest.approx((1 + 0.6) / 2)
+    assert result["methods"]["FADAS"]["at_horizon_per_seed"] == [1, 0.6]
     assert result["methods"]["FADAS"]["oldest"] == 600
     assert result["methods"]["FADAS"]["binding_min_rounds"] == 1  # 1/600 < 2e-3 < 1/3
 

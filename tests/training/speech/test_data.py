@@ -13,8 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.training.speech.recordings import RATE, corpus
-from training.speech import text
+from tests.training.speech.recordings import RATE, corpus, say
+from training.speech import digits, manifest, text
+from training.speech.corpus import CorpusConfig, load_corpus
 from training.speech.features import Features, load_audio, log_mel, spec_augment
 from training.speech.manifest import ManifestError, load
 
@@ -146,3 +147,29 @@ def test_sentencepiece_survives_and_refuses_too_many_pieces() -> None:
 def test_manifest_rows_are_json(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in corpus(tmp_path, 1, 1).read_text().splitlines()]
     assert [row["audio"] for row in rows] == ["0.wav", "1.wav"] and rows[1]["text"] is None
+
+
+def test_a_generated_corpus_is_made_once_for_its_settings_and_anew_for_others_and_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoken: list[int] = []
+
+    def speak(folder: Path, sizes: digits.CorpusSizes, rng: np.random.Generator) -> None:
+        folder.mkdir(exist_ok=True)
+        spoken.append(sizes.labelled)
+        rows = [(say(folder / f"{number}.wav", ["ba"], rng), "ba") for number in range(sizes.labelled)]
+        for path in manifest.part_paths(folder):
+            manifest.save(path, rows)
+            if sizes.labelled == 4:
+                raise KeyboardInterrupt
+
+    def labelled(count: int, **changes: int) -> int:
+        config = CorpusConfig(strings=(count, 0, 0, 0), **changes)
+        return len(load_corpus(config, tmp_path, np.random.default_rng(config.seed)).dev[1])
+
+    monkeypatch.setattr(digits, "make", speak)
+    assert (labelled(2), labelled(2), labelled(3)) == (2, 2, 3)
+    assert labelled(3, sample_rate=4000) == labelled(3, seed=1) == 3
+    with pytest.raises(KeyboardInterrupt):
+        labelled(4)
+    assert labelled(3, seed=1) == 3 and spoken == [2, 3, 3, 4, 3]

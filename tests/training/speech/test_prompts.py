@@ -36,8 +36,8 @@ installed = pytest.mark.skipif(
 
 @installed
 def test_the_parts_share_no_sentence(tmp_path: Path) -> None:
-    paths = prompts.make(tmp_path / "a", (100, 60, 120), ("es", "it"), np.random.default_rng(0))
-    train, dev, test = (manifest.load(path) for path in paths)
+    prompts.make(tmp_path, (100, 60, 120), ("es", "it"), np.random.default_rng(0))
+    train, dev, test = (manifest.load(path) for path in manifest.part_paths(tmp_path))
     labelled = [recording for recording in train if recording.text is not None]
     texts = [str(recording.text) for recording in (*labelled, *dev, *test)]
     assert [len(part) for part in (labelled, dev, test)] == [100, 60, 120] and len(set(texts)) == 280
@@ -53,11 +53,11 @@ def test_the_parts_share_no_sentence(tmp_path: Path) -> None:
 
 @installed
 def test_the_seed_decides_the_parts(tmp_path: Path) -> None:
-    first, same, other = (
-        prompts.make(tmp_path / str(n), (5, 5, 5), (), np.random.default_rng(seed))[0].read_text()
-        for n, seed in enumerate((0, 0, 1))
-    )
-    assert first == same != other
+    texts = []
+    for seed in (0, 0, 1):
+        prompts.make(tmp_path, (5, 5, 5), (), np.random.default_rng(seed))
+        texts.append(manifest.part_paths(tmp_path)[0].read_text())
+    assert texts[0] == texts[1] != texts[2]
 
 
 @installed

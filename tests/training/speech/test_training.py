@@ -86,6 +86,13 @@ def test_without_a_step_gamma_reaches_its_largest_value_in_the_last_epoch() -> N
     assert [step.gamma for step in passes if step.kind == "joint"] == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8])
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 5])
+@pytest.mark.parametrize("method", ["rising", "bl_just", "gradient_norm"])
+def test_the_last_joint_pass_has_the_largest_gamma_in_any_number_of_epochs(method: TrainingMethod, epochs: int) -> None:
+    passes = plan(method, SCHEDULE._replace(epochs=epochs, gamma=0.3, gamma_step=None))
+    assert [step.gamma for step in passes if step.kind == "joint"][-1] == pytest.approx(0.3)
+
+
 def test_joint_training_at_gamma_zero_is_supervised_training(speech: Path) -> None:
     """Bitwise: encoder and CTC head after all passes; the CPC head has gone its own way."""
     joint = finished(started(speech, "fixed", SCHEDULE._replace(gamma=0.0)))

@@ -63,6 +63,14 @@ def test_a_grid_has_ascending_values_that_its_rate_may_have(grids: dict[str, lis
     assert BLJustConfig(grids={"weight_decay": [0, 0.01]}).grids == {"weight_decay": (0.0, 0.01)}
 
 
+def test_gamma_is_not_tuned_where_it_stays_zero() -> None:
+    tuned = {"tune": True, "gamma_step": 0.1, "tuning_epochs": 1}
+    with pytest.raises(ValidationError, match="γ of bl_just stays 0 in tuning runs of 1 epochs, whichever"):
+        BLJustConfig(**tuned)
+    for changes in ({"tune": False}, {"gamma_step": None}, {"tuning_epochs": 2}, {"methods": ["fixed", "supervised"]}):
+        assert BLJustConfig(**tuned | changes).tuning_epochs
+
+
 @pytest.mark.parametrize("rates", [{0.1: 0.5, 0.3: 0.5, 0.9: 0.5}, {0.3: 0.5, 0.9: 0.5, 0.1: 0.5}])
 def test_the_least_of_equals_is_chosen(rates: dict[float, float]) -> None:
     search = GridSearch((0.1, 0.3, 0.9))

@@ -73,7 +73,7 @@ def _build(setup: ProblemSetup) -> Mdbo:
 METHODS = {
     "MDBO": BilevelMethod(
         build=_build,
-        evaluations=NEUMANN_TERMS + 2,
+        evaluations=NEUMANN_TERMS + 3,
         bytes_sent=neighbour_bytes(2, 2),
         variables=tracked_variables,
     )

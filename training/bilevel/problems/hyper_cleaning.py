@@ -100,9 +100,8 @@ def share_out(
     return Agents(Images(train.pixels, wrong), clean, corrupted)
 
 
-def start(agents: Agents) -> tuple[torch.Tensor, Tree]:
-    """x and y of one agent: every image has weight 1/2, and the classifier is zero."""
-    classes = int(agents.clean.labels.max()) + 1
+def start(agents: Agents, classes: int) -> tuple[torch.Tensor, Tree]:
+    """x and y of one agent: every image has weight 1/2, and the classifier of ``classes`` is zero."""
     like = agents.train.pixels
     weights = like.new_zeros(like.shape[-1], classes)
     return like.new_zeros(agents.corrupted.numel()), {"weights": weights, "bias": weights[0].clone()}

@@ -22,7 +22,7 @@ from training.bilevel.problems.fashion_mnist import Images
 from training.bilevel.problems.hyper_cleaning import PROBLEM, Agents, Batch, accuracy, share_out, start, wrong_label_auc
 from training.bilevel.studies.comparison import ByteCurve, bytes_ratio, check_points, run_method, steps_within
 from training.bilevel.studies.hyper_cleaning_figure import draw
-from training.fashion_mnist import FOLDER, SIDE, DataFolder
+from training.fashion_mnist import CLASSES, FOLDER, SIDE, DataFolder
 from training.intervals import band
 from training.json_values import JsonObject
 from training.run import Job, JobConfig, Run, check_names
@@ -229,7 +229,7 @@ def learn(
     first_run = tree_map(lambda leaf: leaf[0], agents)
     W = topology.ring(config.agents, config.self_weight)
     alpha, beta = config.alpha * scale, config.beta * scale
-    setup = ProblemSetup(PROBLEM, W, *start(first_run), alpha, beta, config.theta, config.kept)
+    setup = ProblemSetup(PROBLEM, W, *start(first_run, CLASSES), alpha, beta, config.theta, config.kept)
     steps = steps_within(method, config.evaluations)
     recorded_steps = [steps * (point + 1) // config.points for point in range(config.points)]
     scores: list[torch.Tensor] = []

@@ -72,7 +72,7 @@ def cleaning() -> tuple[BilevelProblem, Tree, Tree, Tree]:
         Images(*rows(0, 90, 3)), 1, 15, corruption=0.3, concentration=10.0, rng=np.random.default_rng(0)
     )
     batch = tree_map(lambda leaf: leaf[0], data.everything())
-    return hyper_cleaning.PROBLEM, *hyper_cleaning.start(data), batch
+    return hyper_cleaning.PROBLEM, *hyper_cleaning.start(data, 3), batch
 
 
 def ridges() -> tuple[BilevelProblem, Tree, Tree, Tree]:

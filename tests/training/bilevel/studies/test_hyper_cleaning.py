@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
+from training.bilevel.problems.fashion_mnist import Images
+from training.bilevel.problems.hyper_cleaning import Agents
 from training.bilevel.studies.comparison import bytes_ratio, bytes_to_reach
-from training.bilevel.studies.hyper_cleaning import JOB
+from training.bilevel.studies.hyper_cleaning import JOB, CleaningData, HyperCleaningConfig, learn
 from training.fashion_mnist import FOLDER
 from training.run import Cancelled
 
@@ -76,6 +79,18 @@ def test_a_scale_is_chosen_where_no_label_is_wrong(folder: Path, tmp_path: Path)
     assert curve["scale"] == 0.5 and curve["finite"] == [True, True]
 
 
+@pytest.mark.parametrize("name", ["ED", "SOBA"])
+def test_a_class_that_the_clean_images_of_the_first_draw_lack_has_an_output(name: str) -> None:
+    """Wrong training labels, and the images of other draws, may be of it."""
+    config = HyperCleaningConfig(agents=3, batch=5, points=2, evaluations=60, corruptions=(0.2,), repeats=1)
+    train = Images(torch.rand(1, 3, 20, 4), torch.full((1, 3, 20), 9))
+    agents = Agents(train, train._replace(labels=train.labels - 1), torch.ones(1, 3, 20, dtype=torch.bool))
+    data = CleaningData(agents, Images(train.pixels[0, 0], train.labels[0, 0]))
+    generator = torch.Generator().manual_seed(0)
+    (curve,) = learn(config, name, data, 1e-3, [generator], generator, lambda: None)
+    assert curve["finite"] == [True]
+
+
 def test_bytes_are_compared_at_the_best_accuracy_that_both_reach() -> None:
     dense = {"bytes": [100.0, 200.0, 300.0], "accuracy": [[0.4, 0.6], [0.6, 0.8], [0.8, 0.8]]}
     lossy = {"bytes": [10.0, 20.0], "accuracy": [[0.5, 0.5], [0.6, 0.6]]}
@@ -89,7 +104,7 @@ def test_what_is_refused_is_one_line(folder: Path, tmp_path: Path) -> None:
     for shares, message in (([10, 20], "distinct shares from 0 to 1, not"), ([0.2, 0.2], "distinct shares")):
         with pytest.raises(ValidationError, match=message):
             JOB.execute(tiny(folder, corruptions=shares), tmp_path / "a")
-    with pytest.raises(ValidationError, match="MA-DSBO-GT takes 4 steps within 60 evaluations, fewer than 10 points"):
+    with pytest.raises(ValidationError, match="MDBO takes 4 steps within 60 evaluations, fewer than 10 points"):
         JOB.execute(tiny(folder, points=10), tmp_path / "a")
     with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz is missing.*apt install dataset-fashion"):
         JOB.execute(tiny(tmp_path), tmp_path / "b")
