@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from value_heads.file_modes import give_mode_of
 from value_heads.tilt import STOP, Tilt, token_products
 
 PENALTY = 1e-3  # of the direction's ridge regression, relative to the states' mean square
@@ -123,9 +124,9 @@ def write_peft(adapter: HeadAdapter, folder: Path, base_model: str, module: str)
     tensors = {f"{prefix}.lora_A.weight": lora_A, f"{prefix}.lora_B.weight": lora_B}
     if has_bias:
         tensors[f"{prefix}.lora_B.bias"] = adapter.static
-    save_file(
-        {name: value.float().contiguous() for name, value in tensors.items()}, folder / "adapter_model.safetensors"
-    )
+    weights = folder / "adapter_model.safetensors"
+    save_file({name: value.float().contiguous() for name, value in tensors.items()}, weights)
+    give_mode_of(folder / "adapter_config.json", [weights])
     return folder
 
 

@@ -10,7 +10,7 @@ import typer
 from pydantic import BaseModel, Field, TypeAdapter
 
 from iro_server import JsonObject, JsonValue
-from iro_server.cli.http import NO_KEY, SERVER, Key, Url, get, post, server_client, upload
+from iro_server.cli.http import NO_KEY, SERVER, Key, Url, get, path_part, post, server_client, upload
 from iro_server.cli.options import read_json
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def import_evals(
     paths = dict(_pair(text) for text in items or [])
     with server_client(url, key) as server:
         if model is not None:
-            get(server, f"/models/{model}")  # refused before an eval is made
+            get(server, f"/models/{path_part(model, '--model: give a model')}")  # refused before an eval is made
         files = {id: upload(server, Path(path), "evals") for id, path in paths.items()}
         requests = [
             (eval_request(evaluation, judge), [run_request(run, model, files) for run in evaluation.get("runs", [])])
@@ -86,11 +86,12 @@ def export(
     """Write an eval with its runs and their output items, in the API's shapes."""
     if out.exists():
         raise FileExistsError(f"{out} exists")
+    path = f"/evals/{path_part(id, 'ID: give the id of an eval')}"
     with server_client(url, key) as server:
-        evaluation = get(server, f"/evals/{id}")
-        evaluation["runs"] = _pages(server, f"/evals/{id}/runs")
+        evaluation = get(server, path)
+        evaluation["runs"] = _pages(server, f"{path}/runs")
         for run in evaluation["runs"]:
-            run["output_items"] = _pages(server, f"/evals/{id}/runs/{run['id']}/output_items")
+            run["output_items"] = _pages(server, f"{path}/runs/{run['id']}/output_items")
     out.write_text(json.dumps(evaluation, indent=1) + "\n")
     typer.echo(f"{evaluation['name'] or id}, {len(evaluation['runs'])} runs: {out}")
 
@@ -104,7 +105,8 @@ def eval_request(exported: JsonObject, judge: str | None = None) -> JsonObject:
     body: JsonObject = {name: exported[name] for name in ("name", "metadata") if exported.get(name)}
     is_custom = config.get("type") == "custom"
     body["data_source_config"] = _custom(config) if is_custom else _without_nulls(config | {"schema": None})
-    body["testing_criteria"] = [_criterion(criterion, judge) for criterion in exported["testing_criteria"]]
+    criteria = _clean(exported["testing_criteria"])
+    body["testing_criteria"] = criteria if judge is None else _with_judge(criteria, judge)
     return body
 
 
@@ -117,9 +119,16 @@ def _custom(config: JsonObject) -> JsonObject:
     return {"type": "custom", "item_schema": properties.get("item", {}), "include_sample_schema": with_sample}
 
 
-def _criterion(criterion: JsonObject, judge: str | None) -> JsonObject:
-    asks = judge is not None and criterion.get("type") in ("score_model", "label_model")
-    return _without_nulls(criterion) | ({"model": judge} if asks else {})
+def _with_judge(graders: JsonValue, judge: str) -> JsonValue:
+    """A grader, or several by name or in a list, with ``judge`` as the model of each that asks one; those of a multi
+    too."""
+    if isinstance(graders, list):
+        return [_with_judge(grader, judge) for grader in graders]
+    if not isinstance(graders, dict):
+        return graders
+    if graders.get("type") in ("score_model", "label_model"):
+        return graders | {"model": judge}
+    return {name: _with_judge(inner, judge) for name, inner in graders.items()}
 
 
 def run_request(exported: JsonObject, model: str | None, files: dict[str, str]) -> JsonObject:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from iro_server import JsonObject
-from iro_server.cli.keys import DataDir, settings_of
+from iro_server.cli.keys import DataDir
 from iro_server.cli.model import model_dir
+from iro_server.cli.run_folder import alignment_folder
 from iro_server.engines.prepare import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -44,10 +45,10 @@ def export(
 
     if out.exists():
         raise FileExistsError(f"{out} exists")
+    folder = alignment_folder(values, data_dir)
+    bundle = _bundle(folder, values)
     directory = model_dir(model)
     info = Description.of_directory(directory).info
-    folder = _folder(values, data_dir)
-    bundle = _bundle(folder, values)
     stack = load_bundle(bundle, model_hash=info.model_hash, template_hash=info.template_hash, backbone_dir=directory)
     tilt = stack.tilt
     if tilt is None:
@@ -117,11 +118,6 @@ def _temperature(folder: Path, tilt: Tilt) -> str | None:
         return None
     reason = "the tilt sharpens the model, which no file holds" if tilt.sharpness else "it was fitted at that"
     return f"Sample at a temperature of {temperature:.4g}{of_job}: {reason}"
-
-
-def _folder(values: str, data_dir: Path | None) -> Path:
-    """The folder of a value bundle or of a run."""
-    return Path(values) if Path(values).is_dir() else settings_of(data_dir, None).job_dir(values) / "run"
 
 
 def _bundle(folder: Path, values: str) -> Path:

@@ -41,7 +41,8 @@ SERVED_NAMES = ("ft:", "ftjob-")
 
 
 def parse_values(text: str) -> dict[Path, float]:
-    """``PATH``, or ``PATH=WEIGHT,PATH=WEIGHT``: the bundles with their weights. ValueError for what is neither."""
+    """``PATH``, or ``PATH=WEIGHT,PATH=WEIGHT``: the bundles with their weights. ValueError for what is neither, or a
+    bundle that stands twice."""
     if text.startswith(SERVED_NAMES):
         raise ValueError(
             f"--values: a folder, such as runs/align/iterations/1; {text} answers through its server's API"
@@ -50,13 +51,16 @@ def parse_values(text: str) -> dict[Path, float]:
         return {Path(text): 1.0}
     bundles: dict[Path, float] = {}
     for part in text.split(","):
-        path, _, weight = part.rpartition("=")
+        path, _, text_of_weight = part.rpartition("=")
         try:
-            bundles[Path(path)] = float(weight)
+            weight = float(text_of_weight)
         except ValueError:
             raise ValueError(f"--values: {part!r} is not PATH=WEIGHT") from None
-        if not path or not math.isfinite(bundles[Path(path)]):
+        if not path or not math.isfinite(weight):
             raise ValueError(f"--values: {part!r} is not PATH=WEIGHT with a finite weight")
+        if Path(path) in bundles:
+            raise ValueError(f"--values: {Path(path)} stands twice; give it one weight")
+        bundles[Path(path)] = weight
     return bundles
 
 

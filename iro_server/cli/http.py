@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote
 
 import typer
 
 from iro_server import JsonObject, JsonValue
+from iro_server.engines.endpoints import checked_key
 
 if TYPE_CHECKING:
     import httpx
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 NO_KEY = "none"
 SERVER = "http://127.0.0.1:8000/v1"
 RECONNECT, LONGEST_PAUSE = 1.0, 600.0  # seconds
+LONGEST_RESTART = 120.0  # seconds that a server which has answered before may not be reached
 UNAVAILABLE = (429, 502, 503, 504)  # statuses of a server that may answer soon
 Url = Annotated[str, typer.Option("--url", envvar="IRO_URL", help="The server's address.")]
 Key = Annotated[str, typer.Option("--key", envvar="IRO_KEY", help="An API key of the server, where it requires one.")]
@@ -25,10 +28,11 @@ Key = Annotated[str, typer.Option("--key", envvar="IRO_KEY", help="An API key of
 
 @contextmanager
 def server_client(url: str, key: str) -> Iterator[httpx.Client]:
-    """Calls of the server; ``url`` with or without its path. ValueError where that is none, OSError where the server
-    cannot be reached."""
+    """Calls of the server; ``url`` with or without its path. ValueError where that is none, or for a ``key`` that no
+    header takes; OSError where the server cannot be reached."""
     import httpx
 
+    key = checked_key(key, "--key or IRO_KEY") or NO_KEY
     try:
         base = httpx.URL(url.rstrip("/"))
     except httpx.InvalidURL as error:
@@ -40,6 +44,14 @@ def server_client(url: str, key: str) -> Iterator[httpx.Client]:
             yield client
         except httpx.TransportError as error:
             raise OSError(f"{url} cannot be reached ({error}); start a server or name it with --url") from None
+
+
+def path_part(id: str, advice: str) -> str:
+    """``id`` as a part of a path, without spaces and line ends around it. ValueError with ``advice`` where it is
+    empty."""
+    if not id.strip():
+        raise ValueError(advice)
+    return quote(id.strip(), safe="")
 
 
 def upload(server: httpx.Client, path: Path, purpose: str) -> str:
@@ -60,10 +72,27 @@ def get(server: httpx.Client, path: str, **query: str | int) -> JsonObject:
 
 
 def get_when_available(server: httpx.Client, path: str) -> JsonObject:
-    """The answer, once the server is available. ValueError with what the server says where it refuses."""
-    while (response := server.get(path)).status_code in UNAVAILABLE:
-        time.sleep(retry_pause(response))
-    return _read(response)
+    """The answer, once a server that has answered before is available. ValueError with what the server says where it
+    refuses, TransportError where it cannot be reached for longer than a restart takes."""
+    import httpx
+
+    unreachable_since: float | None = None
+    while True:
+        pause = RECONNECT
+        try:
+            response = server.get(path)
+        except httpx.TransportError as error:
+            now = time.monotonic()
+            if unreachable_since is None:
+                unreachable_since = now
+                typer.echo(f"The server cannot be reached ({error}); trying for {LONGEST_RESTART:.0f} s.", err=True)
+            elif now - unreachable_since > LONGEST_RESTART:
+                raise
+        else:
+            if response.status_code not in UNAVAILABLE:
+                return _read(response)
+            unreachable_since, pause = None, retry_pause(response)
+        time.sleep(pause)
 
 
 def retry_pause(response: httpx.Response) -> float:

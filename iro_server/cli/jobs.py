@@ -23,9 +23,11 @@ from iro_server.cli.http import (
     Url,
     get,
     get_when_available,
+    path_part,
     retry_pause,
     server_client,
 )
+from iro_server.cli.times import local_time
 
 if TYPE_CHECKING:
     import httpx
@@ -57,25 +59,25 @@ def list_jobs(
     if not jobs:
         typer.echo("No jobs yet." if after is None else "No older jobs.", err=True)
     for job in jobs:
-        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(job["created_at"]))
-        fields = (job["id"], job["status"].ljust(STATUS_WIDTH), created, job["model"], job["fine_tuned_model"] or "")
-        typer.echo("  ".join(fields).rstrip())
+        status, created = job["status"].ljust(STATUS_WIDTH), local_time(job["created_at"])
+        typer.echo("  ".join((job["id"], status, created, job["model"], job["fine_tuned_model"] or "")).rstrip())
     if more:
         typer.echo(f"Older ones: iro jobs list --after {last}", err=True)
 
 
 @app.command()
 def watch(job: JobId, url: Url = SERVER, key: Key = NO_KEY) -> None:
-    """Print a job's events and rewards until it has ended. Status 0: it succeeded, 1: it failed or was cancelled."""
+    """Print a job's events and rewards until it has ended. Status 0: it succeeded, 1: it failed or was cancelled, 2:
+    the server refuses or stays away."""
     with server_client(url, key) as server, console.status("") as status:  # on a terminal only
-        status.update(status_line(get(server, f"/fine_tuning/jobs/{job}"), time.time()))
+        status.update(status_line(get(server, _path(job)), time.time()))
         asked = time.monotonic()
         for event in follow(server, job):
             console.print(_line(event), style=STYLES.get(event["level"]), soft_wrap=True)
             if console.is_terminal and time.monotonic() - asked >= STATUS_EVERY:
-                status.update(status_line(get_when_available(server, f"/fine_tuning/jobs/{job}"), time.time()))
+                status.update(status_line(get_when_available(server, _path(job)), time.time()))
                 asked = time.monotonic()
-        record = get_when_available(server, f"/fine_tuning/jobs/{job}")
+        record = get_when_available(server, _path(job))
     if record["status"] != "succeeded":
         raise typer.Exit(1)
     console.print(f"Call it through the server's API, as model={escape(record['fine_tuned_model'])}", soft_wrap=True)
@@ -92,7 +94,7 @@ def status_line(job: JsonObject, now: float) -> str:
 def plot(job: JobId, url: Url = SERVER, key: Key = NO_KEY) -> None:
     """Draw a job's reward by iteration."""
     with server_client(url, key) as server:
-        record = get(server, f"/fine_tuning/jobs/{job}")
+        record = get(server, _path(job))
         rows = iterations(_all_events(server, job))
     if not rows and record["error"]:
         raise ValueError(f"{job} failed before its first measurement: {record['error']['message']}")
@@ -105,10 +107,10 @@ def plot(job: JobId, url: Url = SERVER, key: Key = NO_KEY) -> None:
 
 def follow(server: httpx.Client, job: str) -> Iterator[JsonObject]:
     """A job's events, oldest first, until it has ended; goes on where a stream breaks off or the server is unavailable
-    for a while. ValueError with what the server says where it refuses."""
+    for a while. ValueError with what the server says where it refuses, TransportError where it stays away."""
     import httpx
 
-    path, after = f"/fine_tuning/jobs/{job}/events", None
+    path, after = f"{_path(job)}/events", None
     while True:
         query = {"stream": "true"} | ({"after": after} if after else {})
         pause = RECONNECT
@@ -125,8 +127,13 @@ def follow(server: httpx.Client, job: str) -> Iterator[JsonObject]:
                     pause = retry_pause(response)
         except httpx.TransportError as error:
             typer.echo(f"The stream broke off ({error}); trying again.", err=True)
-            get_when_available(server, f"/fine_tuning/jobs/{job}")  # OSError where the server is away
+            get_when_available(server, _path(job))
         time.sleep(pause)
+
+
+def _path(job: str) -> str:
+    id = path_part(job, "JOB: give a job's id; `iro jobs list` shows them")
+    return f"/fine_tuning/jobs/{id}"
 
 
 def _events(response: httpx.Response) -> Iterator[JsonObject | None]:
@@ -149,7 +156,7 @@ def _all_events(server: httpx.Client, job: str) -> list[JsonObject]:
     more = True
     while more:
         after = {"after": events[-1]["id"]} if events else {}
-        page = get(server, f"/fine_tuning/jobs/{job}/events", limit=PAGE, **after)
+        page = get(server, f"{_path(job)}/events", limit=PAGE, **after)
         events, more = events + page["data"], page["has_more"]
     return events[::-1]
 

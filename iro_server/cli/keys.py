@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,7 @@ import typer
 
 from iro_server import JsonObject
 from iro_server.access.scopes import Scope
+from iro_server.cli.times import local_time
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -25,7 +25,6 @@ DataDir = Annotated[Path | None, typer.Option(help="The server's data directory.
 DatabaseUrl = Annotated[str | None, typer.Option(help="The server's database; SQLite in data_dir by default.")]
 MOST = 2**31 - 1  # of a limit
 MOST_DAYS = 36_500
-LAST_DAY = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
 PerMinute = Annotated[int | None, typer.Option(min=1, max=MOST)]
 Scopes = Annotated[
     list[Scope] | None,
@@ -104,7 +103,7 @@ def list_keys(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> Non
         limits = {name: getattr(key, name) for name in ("requests_per_minute", "tokens_per_minute", "concurrency")}
         key_limits = ", ".join(f"{name} {limit}" for name, limit in limits.items() if limit is not None)
         key_limits += f"  may {', '.join(key.scopes)}" if key.scopes else ""
-        line = f"{key.id}  …{key.hint}  {_day(key.created_at)}  {key.name}  (project {key.project})  {state}"
+        line = f"{key.id}  …{key.hint}  {local_time(key.created_at)}  {key.name}  (project {key.project})  {state}"
         typer.echo(f"{line}  {key_limits}".rstrip())
 
 
@@ -150,15 +149,11 @@ def _note(audit: Logger, event: str, key: ApiKey) -> None:
 
 def _state(key: ApiKey) -> str:
     if key.revoked_at:
-        return f"revoked {_day(key.revoked_at)}"
+        return f"revoked {local_time(key.revoked_at)}"
     if key.expires_at:
-        return f"{'active until' if _is_active(key) else 'expired'} {_day(key.expires_at)}"
+        return f"{'active until' if _is_active(key) else 'expired'} {local_time(key.expires_at)}"
     return "active"
 
 
 def _is_active(key: ApiKey) -> bool:
     return not key.revoked_at and (key.expires_at is None or key.expires_at > time.time())
-
-
-def _day(time: int) -> str:
-    return datetime.fromtimestamp(min(time, LAST_DAY), UTC).strftime("%Y-%m-%d %H:%M")

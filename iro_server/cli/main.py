@@ -30,7 +30,7 @@ from iro_server.cli import model as cli_model
 from iro_server.cli import rollouts as cli_rollouts
 from iro_server.cli.dataset_file import put_dataset, refuse_without_dataset
 from iro_server.cli.demo import DemoError, MissingPackage
-from iro_server.cli.model import model_dir
+from iro_server.cli.model import model_dir, model_name
 from iro_server.cli.options import misspelled_settings, parse_value, read_grader, with_options_of
 from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.engines.prepare import DEFAULT_MODEL, ModelError
@@ -128,7 +128,7 @@ def serve(
     check_keys(settings)
     check_port(settings)
     if model is not None:
-        named = {"model_dir": model_dir(model), "model_name": model.rstrip("/").split("/")[-1]}
+        named = {"model_dir": model_dir(model), "model_name": model_name(model)}
         settings = settings.model_copy(update=named)
     run_server(settings)
 
@@ -217,7 +217,7 @@ def align(
         config["validation_file"] = str(_existing(validation))
     parse_grader(config["grader"]).close()  # refused before the model is loaded
     directory = model_dir(model)
-    config |= {"model_dir": str(directory), "model_name": model.rstrip("/").split("/")[-1]}
+    config |= {"model_dir": str(directory), "model_name": model_name(model)}
     result = _execute(job, config, out)
     if not result.get("improved", True):
         console.print("The 95 % interval of its gain over the frozen model is not above 0.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -76,3 +77,8 @@ def model_dir(model: str) -> Path:
     from iro_server.engines.prepare import prepare_model
 
     return Path(model).resolve() if Path(model).is_dir() else prepare_model(model)
+
+
+def model_name(model: str) -> str:
+    """What a model is called: its directory's name, as it is given, or the last part of its own."""
+    return Path(os.path.abspath(model)).name

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from iro_server.alignment.entry import load_alignment_job
-from iro_server.cli.keys import DataDir, settings_of
+from iro_server.cli.keys import DataDir
+from iro_server.cli.run_folder import alignment_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,7 +51,7 @@ def _write_jsonl(rollouts: Dataset, out: Path) -> None:
 
 
 def _run_folder(job: str, data_dir: Path | None) -> Path:
-    folder = Path(job) if Path(job).is_dir() else settings_of(data_dir, None).job_dir(job) / "run"
+    folder = alignment_folder(job, data_dir)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"{job}: neither a run folder nor a job that has begun, in {folder}; "

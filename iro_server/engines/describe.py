@@ -40,7 +40,7 @@ def describe(model_dir: Path, name: str | None, tokenizer: PreTrainedTokenizerBa
     except OSError:  # a model without generation_config.json
         eos = None
     for source in (config, text, tokenizer):
-        eos = getattr(source, "eos_token_id", None) if eos is None else eos
+        eos = getattr(source, "eos_token_id", None) if eos in (None, []) else eos
     return ModelInfo(
         name=name or model_dir.name,
         model_hash=model_hash(model_dir),

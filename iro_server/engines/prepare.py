@@ -45,11 +45,14 @@ def prepare_model(name: str = DEFAULT_MODEL, out: Path | None = None) -> Path:
 
     The last part of a prepared model's name stands for the whole. ``out`` replaces the default
     ``<iro_home>/models/<name>``. Raises ModelError where no source has the model, where several prepared ones have the
-    last part, or where a directory prepared earlier no longer has the weights it had.
+    last part, where ``out`` holds another model, or where a directory prepared earlier no longer has its weights.
     """
     target = out or _prepared(name) or iro_home() / "models" / name.replace("/", "--")
     if target.exists():
         model_hash(target)
+        held = _name_of(target)
+        if out and held and name not in (held, held.split("/")[-1]):
+            raise ModelError(f"{out} holds {held}, not {name}: choose another directory")
         return target
     locks = iro_home() / "locks"
     locks.mkdir(parents=True, exist_ok=True)
@@ -74,7 +77,15 @@ def _prepared(name: str) -> Path | None:
     return prepared[names[0]] if names else None
 
 
+def _name_of(directory: Path) -> str | None:
+    """The name that the model was prepared by; None of one that was not."""
+    manifest = directory / MANIFEST
+    return json.loads(manifest.read_text()).get("name") if manifest.exists() else None
+
+
 def _prepare(name: str, target: Path) -> None:
+    from value_heads.file_modes import give_mode_of  # torch, which the command line's help does without
+
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -83,6 +94,7 @@ def _prepare(name: str, target: Path) -> None:
         tokenizer.save_pretrained(staging)
         manifest = {"name": name, "source": source, "sha256": hash_weights(staging)}
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        give_mode_of(staging / MANIFEST, staging.glob("*.safetensors"))
         staging.chmod(0o755)
         try:
             staging.rename(target)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from iro_server.engines.prepare import MANIFEST, ModelError, model_hash
 from iro_server.engines.weights import hash_weights
+from value_heads.file_modes import give_mode_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,9 +45,11 @@ def prune_model(source: Path, out: Path, keep: float, texts: Sequence[str]) -> P
     if out.exists():
         raise ModelError(f"{out} exists: choose another directory")
     digest = model_hash(source)
-    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
+    published = model.dtype
     tokenizer = AutoTokenizer.from_pretrained(source)
-    cut(model, keep, writing(model, tokenizer, texts))
+    cut(model, keep, writing(model.float(), tokenizer, texts))
+    model.to(published)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
         staging = Path(folder, "model")
@@ -54,6 +57,7 @@ def prune_model(source: Path, out: Path, keep: float, texts: Sequence[str]) -> P
         tokenizer.save_pretrained(staging)
         manifest = {"source": f"pruned:{digest}", "keep": keep, "sha256": hash_weights(staging)}
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        give_mode_of(staging / MANIFEST, staging.glob("*.safetensors"))
         shutil.move(staging, out)
     return out
 
@@ -65,6 +69,8 @@ def cut(model: PreTrainedModel, keep: float, scores: Sequence[Tensor]) -> None:
         kept_neurons = score.topk(count).indices.sort().values
         for linear in (mlp.gate_proj, mlp.up_proj):
             linear.weight, linear.out_features = nn.Parameter(linear.weight[kept_neurons].clone()), count
+            if linear.bias is not None:
+                linear.bias = nn.Parameter(linear.bias[kept_neurons].clone())
         down = mlp.down_proj
         down.weight, down.in_features = nn.Parameter(down.weight[:, kept_neurons].clone()), count
     model.config.intermediate_size = count

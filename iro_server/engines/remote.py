@@ -251,8 +251,8 @@ class RemoteSession(Generic[Prefix]):
         answers = await gather_or_cancel(self._continue(parent, count, length) for parent, count in counts.items())
         return dict(zip(counts, answers, strict=True))
 
-    async def _continue(self, parent: int, count: int, length: int) -> list[tuple[Prefix, Row]]:
-        body = self.request(parent, count, length, derive(self.seed, self.round, parent))
+    async def _continue(self, parent: int, count: int, length: int, attempt: int = 0) -> list[tuple[Prefix, Row]]:
+        body = self.request(parent, count, length, derive(self.seed, self.round, parent, attempt))
         read = partial(self.read, count=count, length=length)
         sampled, self.replica = await self.engine.replicas.complete(body, read, self.replica, self.adapter, self.path)
         return sampled
@@ -265,7 +265,7 @@ class RemoteSession(Generic[Prefix]):
             self.pending.cancel()
 
 
-def derive(seed: int, round: int, parent: int) -> int:
-    """A 62-bit seed of one request."""
-    digest = hashlib.sha256(f"{seed} {round} {parent}".encode()).digest()
+def derive(seed: int, round: int, parent: int, attempt: int = 0) -> int:
+    """A 62-bit seed of one request. ``attempt``: 0 of the first."""
+    digest = hashlib.sha256(f"{seed} {round} {parent}{f' {attempt}' if attempt else ''}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 2

@@ -157,7 +157,7 @@ class Replicas:
                     if attempts.add(replica, failure):
                         self._failed(replica, failure)
             deadline = deadline or clock() + patience
-            if attempts.settled(self.all) or clock() >= deadline:
+            if attempts.settled(self.all) or (replica is None and clock() >= deadline):
                 raise EngineUnavailable(f"no engine answers: {attempts.last_failure or 'each has failed before'}")
             if replica is None:
                 await asyncio.sleep(min(attempts.pause, deadline - clock()))

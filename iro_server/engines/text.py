@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 
+BROKEN_OFF = ("abort", "error", None)  # by a server that ends, or drops the request
 MORE_TOKENS = 4  # of a request that follows an empty text: the most that a character's bytes may take
 
 
@@ -72,13 +73,13 @@ class TextSession(RemoteSession[str]):
             self.engine.model, self.prefixes[parent], count, length, self.sampling, seed >> 31
         )  # some take 32 bits
 
-    async def _continue(self, parent: int, count: int, length: int) -> list[tuple[str, Row]]:
+    async def _continue(self, parent: int, count: int, length: int, attempt: int = 0) -> list[tuple[str, Row]]:
         """As of any session. A row that adds nothing, and has not ended, has ended only where a longer one does so
-        too."""
-        sampled = await super()._continue(parent, count, length)
+        too, which is drawn with a seed of its own."""
+        sampled = await super()._continue(parent, count, length, attempt)
         empty = [place for place, (_, row) in enumerate(sampled) if not row.tokens]
         if empty:
-            longer = await super()._continue(parent, len(empty), length + MORE_TOKENS)
+            longer = await super()._continue(parent, len(empty), length + MORE_TOKENS, attempt + 1)
             for place, (text, row) in zip(empty, longer, strict=True):
                 sampled[place] = text, row if row.tokens else self._row(text, stopped=True)
         return sampled
@@ -108,8 +109,10 @@ def request(model: str, prompt: str, count: int, length: int, sampling: Sampling
 
 
 def texts_of(payload: JsonObject, count: int) -> list[tuple[str, bool]]:
-    """Text of each row, and whether it has ended. ValueError unless there are ``count``."""
+    """Text of each row, and whether it has ended. ValueError unless there are ``count``, none of them broken off."""
     choices = sorted(payload["choices"], key=lambda choice: choice["index"])
     if len(choices) != count or not all(isinstance(choice["text"], str) for choice in choices):
         raise ValueError(f"{len(choices)} rows instead of {count}")
+    if broken_off := [choice["finish_reason"] for choice in choices if choice["finish_reason"] in BROKEN_OFF]:
+        raise ValueError(f"a row was broken off: finish_reason {broken_off[0]}")
     return [(choice["text"], choice["finish_reason"] != "length") for choice in choices]

@@ -23,8 +23,10 @@ from iro_server.alignment.definition import AlignmentOptions
 from iro_server.cli.demo import DemoError, MissingPackage
 from iro_server.cli.generate import parse_values
 from iro_server.cli.main import app
+from iro_server.cli.model import model_name
 from iro_server.cli.options import read_grader
 from iro_server.engines.prepare import prepare_model
+from iro_server.settings import Settings
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import serving, settings_for, upload
 from training.iro.config import AlignConfig
@@ -207,6 +209,27 @@ def test_align_has_the_options_of_a_job(tmp_path: Path, monkeypatch: pytest.Monk
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("model", [".", "./", "../toy", "../toy/", "{parent}/toy", "below/..", "{parent}/link"])
+def test_a_model_folder_is_served_by_its_name(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "toy/below").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("toy")
+    monkeypatch.chdir(tmp_path / "toy")
+    served: list[tuple[Path | None, str]] = []
+
+    def record(settings: Settings) -> None:
+        served.append((settings.model_dir, settings.model_name))
+
+    monkeypatch.setattr("iro_server.api.app.serve", record)
+    done = iro("serve", "--port", "0", "--data-dir", str(tmp_path), "--model", model.format(parent=tmp_path))
+    assert done.exit_code == 0, done.output
+    assert served == [(tmp_path / "toy", "link" if model.endswith("link") else "toy")]
+
+
+@pytest.mark.parametrize("name", ["SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M/"])
+def test_a_model_of_the_hub_is_served_by_the_last_part_of_its_name(name: str) -> None:
+    assert model_name(name) == "SmolLM2-135M"
+
+
 def test_help_of_align_describes_the_options() -> None:
     shown = " ".join(iro("align", "--help").stdout.replace("│", " ").split())
     assert "--num-successors" in shown and "K: continuations of each beam" in shown and "default 8" in shown
@@ -260,6 +283,9 @@ def test_values_are_a_bundle_or_several_with_weights(tmp_path: Path) -> None:
     for wrong in ("b=much", "b=1,c", "=1", "b=nan", "b=inf"):
         with pytest.raises(ValueError, match="is not PATH=WEIGHT"):
             parse_values(wrong)
+    for twice in ("b=1,b=1", "b/=1,c=2,b=-0.5"):
+        with pytest.raises(ValueError, match="--values: b stands twice"):
+            parse_values(twice)
 
 
 def test_model_info_gives_the_hash_values_are_tied_to() -> None:
@@ -277,7 +303,9 @@ def test_model_verify_reads_the_weights_again(tmp_path: Path) -> None:
     assert changed.exit_code == 2 and "changed" in changed.stderr
 
 
-def test_an_estimate_waits_for_a_server_that_has_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_estimate_waits_for_a_server_that_has_no_time_or_restarts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = {"verdict": "constant_reward", "message": "The reward is always 0.", "reward": {"mean": None}}
     result |= {"prompts": 1, "completions": 8, "ungradable_share": 0.0, "all_equal_share": 1.0, "samples": []}
     result |= {"cost": {"base_tokens": 9, "grader_calls": 8, "seconds": 1, "disk_bytes": 0}}
@@ -286,12 +314,16 @@ def test_an_estimate_waits_for_a_server_that_has_no_time(tmp_path: Path, monkeyp
         httpx.Response(200, json={"id": "est-1", "status": "in_progress"}),
         httpx.Response(429, headers={"retry-after": "2"}, json={"error": {"message": "Rate limit reached"}}),
         httpx.Response(503),
+        None,
         httpx.Response(200, json={"id": "est-1", "status": "succeeded", "result": result}),
     ]
 
     def answer(request: httpx.Request) -> httpx.Response:
         if request.url.path.endswith("/estimate/est-1"):
-            return polls.pop(0)
+            poll = polls.pop(0)
+            if poll is None:
+                raise httpx.ConnectError("[Errno 111] Connection refused")
+            return poll
         return httpx.Response(200, json={"id": "est-1", "status": "queued", "data": [{"id": "m"}]})
 
     @contextmanager
@@ -299,11 +331,12 @@ def test_an_estimate_waits_for_a_server_that_has_no_time(tmp_path: Path, monkeyp
         yield httpx.Client(transport=httpx.MockTransport(answer), base_url=url)
 
     pauses: list[float] = []
+    clock = SimpleNamespace(sleep=pauses.append, monotonic=lambda: sum(pauses))
     monkeypatch.setattr("iro_server.cli.estimate.server_client", client)
     for module in ("estimate", "http"):
-        monkeypatch.setattr(f"iro_server.cli.{module}.time", SimpleNamespace(sleep=pauses.append))
+        monkeypatch.setattr(f"iro_server.cli.{module}.time", clock)
     (tmp_path / "train.jsonl").write_text('{"prompt": "A"}\n')
     (tmp_path / "grader.py").write_text("def grade(sample, item):\n    return 0\n")
     done = iro("estimate", str(tmp_path / "train.jsonl"), str(tmp_path / "grader.py"))
     assert done.exit_code == 1 and done.stdout.startswith("constant_reward: The reward is always 0."), done.output
-    assert not polls and pauses == [3.0, 3.0, 2.0, 1.0]
+    assert not polls and pauses == [3.0, 3.0, 2.0, 1.0, 1.0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from iro_server import JsonObject
 from iro_server.engines.describe import Description
 from iro_server.engines.prepare import prepare_model
 from tests.iro_server.test_cli import iro
@@ -129,9 +131,36 @@ def test_a_tilt_without_a_bias_is_no_logit_bias(tmp_path: Path, tilt: Tilt, mode
 
 def ended_run(folder: Path, best: str, **config: float) -> str:
     """The folder of a run that has shown no gain."""
-    result = {"best_checkpoint": best, "best_iteration": 1, "improved": False, "config": config}
+    result = {"job": "align", "best_checkpoint": best, "best_iteration": 1, "improved": False, "config": config}
     (folder / "result.json").write_text(json.dumps(result))
     return str(folder)
+
+
+@pytest.mark.parametrize("command", [("export",), ("rollouts", "export")], ids=" ".join)
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"config.json": {"job": "theory.cot"}}, "is a run of theory.cot, not of align"),
+        ({"result.json": {"job": "theory.cot"}}, "is a run of theory.cot, not of align"),
+        ({"config.json": {"job": "align.logit_bias"}}, "is a run of align.logit_bias, not of align"),
+        ({"seed-3/config.json": {"job": "theory.cot"}}, "is a run of theory.cot, not of align"),
+        ({"seed-0/config.json": {"job": "align"}}, "is a run of several seeds; name the folder of one: {run}/seed-…"),
+        (
+            {"result.json": {"job": "align", "per_seed": []}},
+            "is a run of several seeds; name the folder of one: {run}/seed-…",
+        ),
+        ({"config.json": {"architectures": ["LlamaForCausalLM"]}}, "is no run of align"),
+    ],
+)
+def test_a_run_that_has_no_tilt_or_several_is_one_line(
+    command: Sequence[str], files: dict[str, JsonObject], reason: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    for name, content in files.items():
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(json.dumps(content))
+    refused = iro(*command, str(run), "--out", str(tmp_path / "out"))
+    assert (refused.exit_code, refused.stderr) == (2, f"Error: {run} {reason.format(run=run)}\n")
 
 
 def test_a_run_folder_that_was_copied_exports_its_own_bundle(tmp_path: Path, tilt: Tilt, model_dir: Path) -> None:

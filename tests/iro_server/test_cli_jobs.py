@@ -11,12 +11,15 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
+import httpx
 import pytest
 from click.testing import Result
 from rich.console import Console
+from typer.testing import CliRunner
 
 from iro_server.cli import http as cli_http
 from iro_server.cli import jobs as cli_jobs
+from iro_server.cli.main import app
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import GRADER, ended, serving, settings_for, start_job, wait_for
 from tests.iro_server.test_cli import iro
@@ -143,6 +146,51 @@ def test_a_server_that_is_unavailable_for_a_while_is_asked_again(monkeypatch):
     assert "The server answers with status 429; trying again in 7 s.\n" in result.stderr
 
 
+def answers_after_a_restart(turns: list[httpx.Response | None]) -> httpx.Client:
+    """A client of a server that gives the answers in turn, and cannot be reached where one is None."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        response = turns.pop(0)
+        if response is None:
+            raise httpx.ConnectError("[Errno 111] Connection refused")
+        return response
+
+    return httpx.Client(transport=httpx.MockTransport(answer), base_url="http://server/v1")
+
+
+class Clock(SimpleNamespace):
+    """The ``time`` of a module, which passes by its pauses alone."""
+
+    def __init__(self) -> None:
+        super().__init__(now=0.0)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_a_server_that_restarts_is_asked_until_it_is_back(monkeypatch, capsys):
+    clock = Clock()
+    for module in (cli_jobs, cli_http):
+        monkeypatch.setattr(module, "time", clock)
+    stream = httpx.Response(200, content=EVENT + b"data: [DONE]\n")
+    turns = [None] * 61 + [httpx.Response(503)] + [None] * 60 + [httpx.Response(200, content=SUCCEEDED), stream]
+    with answers_after_a_restart(turns) as server:
+        assert [event["id"] for event in cli_jobs.follow(server, "ftjob-1")] == ["ev-1"]
+    assert not turns and capsys.readouterr().err.count("cannot be reached") == 2  # once an outage
+
+
+def test_a_server_that_stays_away_ends_the_watch(monkeypatch):
+    clock = Clock()
+    for module in (cli_jobs, cli_http):
+        monkeypatch.setattr(module, "time", clock)
+    with answers_after_a_restart([None] * 1000) as server, pytest.raises(httpx.ConnectError):
+        next(cli_jobs.follow(server, "ftjob-1"))
+    assert 60 <= clock.now <= 180
+
+
 def test_a_server_that_refuses_is_not_asked_again():
     refusal = b'{"error": {"message": "The key was revoked."}}'
     with scripted_server({"": [(200, {}, SUCCEEDED)], "/events": [(401, {}, refusal)]}) as url:
@@ -185,6 +233,7 @@ def test_jobs_are_listed_newest_first_in_pages(tmp_path):
         assert len(listed) == JOBS
         first = iro("jobs", "list", "--limit", "130", *url)  # more than the API gives at once
         assert [line.split()[0] for line in first.stdout.splitlines()] == listed[:130]
+        assert re.search(r"  \d{4}-\d\d-\d\d \d\d:\d\d [+-]\d{4}  ", first.stdout)
         assert first.stderr == f"Older ones: iro jobs list --after {listed[129]}\n"
         rest = iro("jobs", "list", "--limit", str(JOBS), "--after", listed[129], *url)
         assert [line.split()[0] for line in rest.stdout.splitlines()] == listed[130:] and rest.stderr == ""
@@ -201,6 +250,10 @@ def test_jobs_are_listed_newest_first_in_pages(tmp_path):
 def test_what_cannot_be_shown_is_one_line(served, command):
     for url, job_id, message in (
         (served.url, "ftjob-none", "No such fine-tuning job: ftjob-none"),
+        (served.url, "ftjob-1\r", "No such fine-tuning job: ftjob-1"),
+        (served.url, "a?b=c", "No such fine-tuning job: a?b=c"),
+        (served.url, "", "JOB: give a job's id; `iro jobs list` shows them"),
+        (served.url, " \n", "JOB: give a job's id; `iro jobs list` shows them"),
         ("http://127.0.0.1:9/v1", "ftjob-none", "cannot be reached"),
     ):
         result = iro("jobs", command, job_id, "--url", url)
@@ -216,6 +269,20 @@ def test_a_server_of_another_kind_is_said_to_be_one(status, body):
         refused = iro("jobs", "list", "--url", url)
     assert refused.exit_code == 2 and refused.stderr.count("\n") == 1
     assert f"{url}/fine_tuning/jobs" in refused.stderr and f"status {status}" in refused.stderr
+
+
+def test_an_empty_key_is_none(served):
+    for key in ("", " \n"):
+        assert iro("jobs", "list", "--url", served.url, "--key", key).exit_code == 0
+
+
+@pytest.mark.parametrize("key", ["sk-secret\nx", "sk-secret\x1b", "sk-secret…x"])
+def test_a_key_that_no_header_takes_is_one_line_without_it(served, key):
+    for arguments, variables in ((("--key", key), {}), ((), {"IRO_KEY": key})):
+        command = ["jobs", "list", "--url", served.url, *arguments]
+        refused = CliRunner().invoke(app, command, env=variables)
+        assert refused.exit_code == 2 and refused.stderr.count("\n") == 1 and "secret" not in refused.stderr
+        assert refused.stderr.startswith("Error: --key or IRO_KEY holds a control or non-ASCII character")
 
 
 def test_an_address_that_is_no_url_is_one_line():

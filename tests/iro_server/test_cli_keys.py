@@ -66,6 +66,21 @@ def test_a_key_that_ends_after_all_dates_is_listed(tmp_path: Path) -> None:
     assert listed.exit_code == 0 and "active until 9999-12-31" in listed.stdout
 
 
+@pytest.mark.parametrize(("zone", "shown"), [("JST-9", "2027-01-15 17:00 +0900"), ("EST5", "2027-01-15 03:00 -0500")])
+def test_times_are_those_of_this_machine_with_their_offset(
+    zone: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys.create(open_database(Settings(data_dir=tmp_path)), "soon", expires_at=1_800_000_000)
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        listed = iro("list", "--data-dir", str(tmp_path)).stdout
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert listed.endswith(f"active until {shown}\n") or listed.endswith(f"expired {shown}\n")
+
+
 def test_keys_without_a_project_do_not_share_one(tmp_path: Path) -> None:
     where = ("--data-dir", str(tmp_path))
     for name in ("one", "other"):

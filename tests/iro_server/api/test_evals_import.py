@@ -43,6 +43,8 @@ def test_what_is_exported_is_imported_with_its_runs(client, tmp_path):
     assert len(json.loads(out.read_text())["runs"][0]["output_items"]) == 5
     imported = CliRunner().invoke(cli_evals.app, ["import", str(out), *url], catch_exceptions=False)
     new_id, new_run = (line.split()[0] for line in imported.output.splitlines())
+    absent = CliRunner().invoke(cli_evals.app, ["export", "eval?a=b", "--out", str(tmp_path / "no"), *url])
+    assert str(absent.exception) == "No such eval: eval?a=b"
     made, original = client.evals.retrieve(new_id).to_dict(), client.evals.retrieve(eval_id).to_dict()
     assert {**made, "id": 0, "created_at": 0} == {**original, "id": 0, "created_at": 0}
     ended_run(client, new_id, new_run)
@@ -54,6 +56,23 @@ def test_an_imported_run_keeps_the_nulls_of_its_items():
     source = {"type": "jsonl", "source": {"type": "file_content", "id": None, "content": items}, "model": None}
     body = cli_evals.run_request({"id": "evalrun_1", "name": "run", "data_source": source}, None, {})
     assert body["data_source"] == {"type": "jsonl", "source": {"type": "file_content", "content": items}}
+
+
+def test_a_judge_takes_the_place_of_all_models_of_a_multi(client):
+    """In each of the shapes that OpenAI publishes: graders by name, a list of them, and one alone."""
+    check = {"type": "string_check", "name": "b", "input": "x", "operation": "eq", "reference": "score_model"}
+    judge = {"type": "score_model", "name": "a", "model": "gpt-4.1", "input": [{"role": "user", "content": "Good?"}]}
+    for graders, judged in (
+        ({"a": judge, "b": check}, {"a": judge | {"model": "bytes"}, "b": check}),
+        ([judge, check], [judge | {"model": "bytes"}, check]),
+        (judge, judge | {"model": "bytes"}),
+    ):
+        multi = {"type": "multi", "name": "sum", "graders": graders, "calculate_output": "a"}
+        exported = {"data_source_config": {"type": "logs"}, "testing_criteria": [multi, check]}
+        assert cli_evals.eval_request(exported)["testing_criteria"] == [multi, check]
+        body = cli_evals.eval_request(exported, "bytes")
+        assert body["testing_criteria"] == [multi | {"graders": judged}, check]
+        assert client.evals.create(**body).testing_criteria[0].type == "multi"
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ def test_a_generation_config_without_end_token_leaves_the_models_own(tmp_path: P
     save_file({"w": torch.zeros(2)}, tmp_path / "model.safetensors")
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.5}')
     assert Description.of_directory(tmp_path).info.eos_ids == (7,)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": []}')
+    assert Description.of_directory(tmp_path).info.eos_ids == (7,)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3, 4]}')
     assert Description.of_directory(tmp_path).info.eos_ids == (3, 4)
 

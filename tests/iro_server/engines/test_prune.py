@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from benchmarks.families import save_tokenizer
 from benchmarks.pruning import magnitudes
 from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
-from iro_server.engines.prepare import ModelError, model_hash, prepare_model
+from iro_server.engines.prepare import MANIFEST, ModelError, model_hash, prepare_model
 from iro_server.engines.prune import cut, prune_model, writing
 
 TEXTS = ["Paris is the capital of France.", "The film was long."]
 
 
-def small() -> LlamaForCausalLM:
+def small(mlp_bias: bool = False) -> LlamaForCausalLM:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes)).eval()
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, mlp_bias=mlp_bias, **sizes)).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.normal_()
+    return model
 
 
 def logits(model: LlamaForCausalLM) -> torch.Tensor:
@@ -31,15 +37,31 @@ def logits(model: LlamaForCausalLM) -> torch.Tensor:
         return model(torch.arange(20)[None]).logits
 
 
-def test_it_computes_what_the_model_does_with_the_other_neurons_at_zero() -> None:
-    pruned, silenced = small(), small()
+@pytest.mark.parametrize("mlp_bias", [False, True])
+def test_it_computes_what_the_model_does_with_the_other_neurons_at_zero(mlp_bias: bool, tmp_path: Path) -> None:
+    pruned, silenced = small(mlp_bias), small(mlp_bias)
     scores = magnitudes(silenced)
     for layer, score in zip(silenced.model.layers, scores, strict=True):
         layer.mlp.down_proj.weight.data[:, score.argsort()[:10]] = 0
     cut(pruned, 0.75, scores)
     assert pruned.model.layers[0].mlp.gate_proj.weight.shape == (30, 32)
     torch.testing.assert_close(logits(pruned), logits(silenced))
-    assert (logits(pruned) - logits(small())).abs().max() > 1e-3
+    assert (logits(pruned) - logits(small(mlp_bias))).abs().max() > 1e-3
+    pruned.save_pretrained(tmp_path)
+    torch.testing.assert_close(logits(LlamaForCausalLM.from_pretrained(tmp_path)), logits(pruned))
+
+
+def test_a_pruned_model_has_the_data_type_of_the_whole_one(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    small().to(torch.bfloat16).save_pretrained(source)
+    save_tokenizer(source)
+    out = prune_model(source, tmp_path / "pruned", 0.5, TEXTS)
+    assert AutoModelForCausalLM.from_pretrained(out, dtype="auto").dtype == torch.bfloat16
+    assert (out / "model.safetensors").stat().st_size < (source / "model.safetensors").stat().st_size
+    assert (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode  # of another user too
+    with pytest.raises(ModelError, match="holds org/smol, not org/large"):
+        (out / MANIFEST).write_text(json.dumps(json.loads((out / MANIFEST).read_text()) | {"name": "org/smol"}))
+        prepare_model("org/large", out)
 
 
 def test_neurons_that_write_nothing_on_the_texts_go_first() -> None:

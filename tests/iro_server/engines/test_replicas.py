@@ -140,6 +140,14 @@ def test_without_any_replica_a_request_fails_within_its_patience_and_later_ones_
     assert search(engine).finals
 
 
+def test_without_patience_a_request_still_goes_to_another_replica(served):
+    failing, well = FakeEndpoint(), FakeEndpoint()
+    engine = served(failing, well, patience=0.0)
+    failing.turn(500)
+    for _ in range(2):
+        assert search(engine).finals
+
+
 def test_a_request_that_a_server_always_fails_at_ends_alone(served):
     """Four of them, which leave the replica alone, repeat no request that it decodes."""
     fake, poison = FakeEndpoint(), [1, 2]

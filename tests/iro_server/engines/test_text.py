@@ -82,6 +82,19 @@ async def test_a_row_of_a_cut_character_is_drawn_again_with_more_tokens(engine, 
     chunk = await session.extend([0], 3, 2)
     assert [(body["n"], body["max_tokens"]) for body in fake.bodies] == [(3, 2), (1, 2 + MORE_TOKENS)]
     assert session.prefixes == ["Ha", "Hé", "Hb"] and not chunk.stopped_R.any()
+    assert fake.bodies[0]["seed"] != fake.bodies[1]["seed"]  # else it would be a copy of the first row
+
+
+@pytest.mark.parametrize("reason", ["abort", "error", None])
+async def test_an_answer_that_its_server_broke_off_is_asked_for_again(engine, fake, reason):
+    def broken_off(good):
+        choices = [choice | {"finish_reason": reason} for choice in good["choices"]]
+        return good | ({"choices": choices} if len(fake.bodies) == 1 else {})
+
+    fake.turn(broken_off)
+    session = await engine.open(engine.tokenizer("H")["input_ids"], Sampling(seed=1))
+    await session.extend([0], 1, 2)
+    assert len(fake.bodies) == 2
 
 
 def test_a_search_over_text(engine):
