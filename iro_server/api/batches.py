@@ -15,12 +15,12 @@ from iro_server.api.closed_model import ClosedModel
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import bad_request
 from iro_server.api.eval_requests import Tags
+from iro_server.api.file_links import link_file
 from iro_server.api.jsonl import BatchEndpoint
 from iro_server.api.listing import list_response
 from iro_server.api.quotas import check_batches
 from iro_server.jobs.batches.running import NO_USAGE
 from iro_server.store import tables as t
-from iro_server.store.files import link
 from iro_server.store.usage import BATCH_INPUT
 
 router = APIRouter(prefix="/batches", tags=["batches"])
@@ -74,7 +74,7 @@ def _create(body: BatchRequest, context: Context) -> JsonObject:
         output_seconds=body.output_expires_after and body.output_expires_after.seconds,
         expires_at=created + WINDOWS[body.completion_window],
     )
-    link(context.settings.files_dir / file.id, context.settings.batch_dir(batch.id) / BATCH_INPUT)
+    link_file(context, file.id, "input_file_id", context.settings.batch_dir(batch.id), BATCH_INPUT)
     with context.sessions.begin() as session:
         session.add(batch)
     return show(batch)

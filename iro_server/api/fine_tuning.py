@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -19,14 +18,14 @@ from starlette.datastructures import QueryParams
 from iro_server import JsonObject
 from iro_server.api import files
 from iro_server.api.context import Context, Ctx, Limit, list_object
-from iro_server.api.errors import APIError, bad_request, not_found
+from iro_server.api.errors import APIError, bad_request
+from iro_server.api.file_links import link_file
 from iro_server.api.graders import check_grader
 from iro_server.api.job_request import JobRequest
 from iro_server.api.listing import list_response
 from iro_server.api.quotas import check_jobs
 from iro_server.api.stored_size import check_stored_size
 from iro_server.jobs import leftovers, records
-from iro_server.store import files as store
 from iro_server.store import tables as t
 from iro_server.telemetry import tracing
 
@@ -60,7 +59,7 @@ def _create(body: JobRequest, context: Context) -> JsonObject:
     config = {"model_dir": str(context.settings.model_dir), "model_name": body.model, **context.settings.engine_fields}
     for param, id in sources.items():
         if id is not None:  # the job's own name for it: the file may be deleted while the job runs
-            _link(context, id, param, folder / f"{param}.jsonl")
+            link_file(context, id, param, folder, f"{param}.jsonl")
             config[param] = str(folder / f"{param}.jsonl")
     seed = job_seed(body)
     job = t.Job(
@@ -138,13 +137,6 @@ def _check_grader(body: JobRequest, context: Context) -> None:
     except APIError as error:
         error.param = f"method.reinforcement.{error.param}"
         raise
-
-
-def _link(context: Context, id: str, param: str, target: Path) -> None:
-    try:
-        store.link(context.settings.files_dir / id, target)
-    except FileNotFoundError:  # deleted this instant
-        raise not_found("file", id, param) from None
 
 
 @router.get("")

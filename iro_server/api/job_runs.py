@@ -17,6 +17,7 @@ from iro_server.api import files
 from iro_server.api.closed_model import ClosedModel
 from iro_server.api.context import Context, Ctx, Limit
 from iro_server.api.errors import APIError, bad_request, not_found
+from iro_server.api.file_links import link_file
 from iro_server.api.listing import list_response
 from iro_server.api.quotas import check_job_runs
 from iro_server.api.stored_size import check_finite
@@ -25,7 +26,6 @@ from iro_server.jobs.job_runs.folder import RunFolder
 from iro_server.jobs.job_runs.kinds import JobKind, job_kinds, path_fields
 from iro_server.settings import is_loopback
 from iro_server.store import tables as t
-from iro_server.store.files import link
 
 router = APIRouter(prefix="/iro", tags=["batch jobs"])
 SHOWN = ("id", "created_at", "finished_at", "status", "kind", "name", "preset")
@@ -74,8 +74,8 @@ def create(body: JobRunRequest, context: Ctx) -> JsonObject:
         status="queued",
     )
     folder = _folder(context, run)
-    for id in _named_files(context, kind["config_schema"], preset, body.config):
-        link(context.settings.files_dir / id, folder.files / id)
+    for id, param in _named_files(context, kind["config_schema"], preset, body.config).items():
+        link_file(context, id, param, folder.path, f"{folder.files.name}/{id}")
     with context.sessions.begin() as session:
         session.add(run)
     return _show(context, context.get(t.JobRun, "run", run.id))
@@ -192,9 +192,10 @@ def _check_config(schema: JsonObject, config: JsonObject) -> None:
         raise bad_request(f"Invalid '{param}': {error.message[:500]}", param, "invalid_value")
 
 
-def _named_files(context: Context, schema: JsonObject, preset: JsonObject, sent: JsonObject) -> set[str]:
-    """Ids of the caller's files that fields for paths name. 400 for other paths than the preset's and the default."""
-    ids = set()
+def _named_files(context: Context, schema: JsonObject, preset: JsonObject, sent: JsonObject) -> dict[str, str]:
+    """Ids of the caller's files that fields for paths name, each with such a field. 400 for other paths than the
+    preset's and the default."""
+    params = {}
     for name in path_fields(schema) & sent.keys():
         value = sent[name]
         if value is None or value in (preset.get(name), schema["properties"][name].get("default")):
@@ -204,8 +205,8 @@ def _named_files(context: Context, schema: JsonObject, preset: JsonObject, sent:
             raise bad_request(message, f"config.{name}", "path_not_allowed")
         file = files.unexpired_file(context, value, f"config.{name}")
         files.opened(context, file).close()
-        ids.add(file.id)
-    return ids
+        params[file.id] = f"config.{name}"
+    return params
 
 
 def _run(context: Context, id: str) -> t.JobRun:

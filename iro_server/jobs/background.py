@@ -154,12 +154,13 @@ def claim(
 ) -> Row | None:
     """A row that waits, or that a server which died held, now ours: the oldest of the project whose turn it is. Of
     projects with as many rows under way, one without an entry in ``turns`` comes first, then the smallest entry.
-    ``most_tries``: after so many a row fails instead."""
+    ``besides``: ids of rows that the caller works on, also where their leases are over. ``most_tries``: after so many a
+    row fails instead."""
     if not _has_waiting_row(sessions, table):
         return None
     waiting = _waiting(table)
     with sessions.begin() as session:
-        _give_up(session, table, most_tries)
+        _give_up(session, table, most_tries, besides)
         running = _num_running(table)
         oldest = func.min(case((and_(waiting, table.id.not_in(besides)), table.seq)))
         turn = select(oldest).where(or_(waiting, table.status == "in_progress")).group_by(table.project)
@@ -209,9 +210,9 @@ def _waiting(table: type[BackgroundRow]) -> ColumnElement[bool]:
     return or_(table.status == "queued", left_over)
 
 
-def _give_up(session: Session, table: type[BackgroundRow], most_tries: int) -> None:
-    """Fail rows that have spent their tries."""
-    spent = update(table).where(_waiting(table), table.tries >= most_tries)
+def _give_up(session: Session, table: type[BackgroundRow], most_tries: int, besides: Collection[str]) -> None:
+    """Fail rows that have spent their tries, besides those with these ids."""
+    spent = update(table).where(_waiting(table), table.tries >= most_tries, table.id.not_in(besides))
     session.execute(spent.values(status="failed", error=_shown_error(TriesSpent()), finished_at=now()))
 
 
@@ -349,9 +350,9 @@ class Background(Generic[Row]):
     def _renew(self) -> None:
         if time.monotonic() - self.renewed < self.settings.lease / 4:
             return
-        self.renewed = time.monotonic()
         for lease in list(self.leases.values()):
             try:
                 lease.renew()
             except LeaseLost:
                 lease.stop()
+        self.renewed = time.monotonic()  # not where the database was away: the next call renews

@@ -10,27 +10,26 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from sqlalchemy import Connection, Engine, func, insert, select, text
+from sqlalchemy import Connection, Engine, Table, func, insert, select, text
 
 from iro_server import JsonObject
 from iro_server.settings import Settings
 from iro_server.store import files, upgrade
 from iro_server.store import tables as t
-from iro_server.store.database import Sessions, open_database
+from iro_server.store.database import ROWS_READ_AT_ONCE, Sessions, open_database
 
 MANIFEST = "backup.json"
 LISTINGS = 5  # of a folder whose files are removed while they are copied
-Rows = dict[str, list[JsonObject]]
-PATH_COLUMNS = (("checkpoints", "path"), ("models", "path"))
-PATH_MEMBERS = {  # of columns with JSON
-    ("jobs", "config"): ("training_file", "validation_file", "model_dir", "engine_adapters"),
-    ("events", "data"): ("path",),
+PATH_COLUMNS = {"checkpoints": "path", "models": "path"}  # by table
+PATH_MEMBERS = {  # of a column with JSON, by table
+    "jobs": ("config", ("training_file", "validation_file", "model_dir", "engine_adapters")),
+    "events": ("data", ("path",)),
 }
 
 
@@ -46,7 +45,8 @@ def backup(settings: Settings, sessions: Sessions, out: Path) -> dict[str, int]:
     """Write the backup to ``out`` while the server may go on running. Returns the number of rows by table.
 
     It contains every file, job and model acknowledged before the call. ValueError if ``out`` is not empty or the
-    database's tables are another version's; FileCorrupt if a file's bytes differ from those that were stored.
+    database's tables are another version's; FileCorrupt if a file's bytes are lost, or differ from those that were
+    stored.
     """
     engine = sessions.kw["bind"]
     revision = _revision(engine)
@@ -57,16 +57,9 @@ def backup(settings: Settings, sessions: Sessions, out: Path) -> dict[str, int]:
     for name in ids_before:  # before the rows are read, since a file may be deleted while others are copied
         _copy(settings.files_dir / name, out / "files" / name)
     _copy_unfinished_jobs(settings, sessions, out)
-    rows = _snapshot(engine)
-    rows["files"] = [row for row in rows["files"] if _keep(settings, row, out)]
-    ids_with_rows = {row["id"] for row in rows["files"]}
-    for path in (out / "files").glob("*"):
-        if path.name not in ids_with_rows:
-            path.unlink()
-    _copy_folders(settings, rows, out)
-    for name, content in rows.items():
-        (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
-    counts = {name: len(content) for name, content in rows.items()}
+    counts = _write_snapshot(engine, out)
+    counts["files"] = _drop_deleted_files(settings, sessions, out)
+    _copy_folders(settings, out)
     manifest = Manifest(data_dir=str(settings.data_dir), revision=revision, rows=counts)
     (out / MANIFEST).write_text(manifest.model_dump_json(indent=1))  # last: it marks the backup complete
     return counts
@@ -77,10 +70,10 @@ def restore(settings: Settings, source: Path) -> dict[str, int]:
     queued. ValueError, before anything is written, if ``source`` is incomplete or damaged or the server is not
     empty; its tables are made only once the source is found whole."""
     manifest = _manifest(source)
-    rows = {name: _read(source / f"{name}.jsonl") for name in manifest.rows}
-    if {name: len(content) for name, content in rows.items()} != manifest.rows:
-        raise ValueError(f"{source} is damaged: the number of rows in its tables differs from {MANIFEST}")
-    _check_files(source, rows["files"])
+    for name, count in manifest.rows.items():
+        if sum(1 for _ in _rows(source, name)) != count:
+            raise ValueError(f"{source} is damaged: the number of rows in its table {name} differs from {MANIFEST}")
+    _check_files(source)
     sessions = open_database(settings)
     _check_server(sessions, manifest)
     paths = DataDirPaths(manifest.data_dir, str(settings.data_dir))
@@ -90,11 +83,7 @@ def restore(settings: Settings, source: Path) -> dict[str, int]:
     patterns = (f"{folder}/*/run/{name}.json" for folder in ("jobs", "runs") for name in ("config", "result"))
     for file in chain.from_iterable(map(settings.data_dir.glob, patterns)):
         file.write_text(json.dumps(paths.rewrite_existing(json.loads(file.read_text())), indent=2))
-    for job in rows["jobs"]:
-        if job["status"] == "running":
-            job |= {"status": "queued", "server": None}
-    paths.rewrite_rows(rows)
-    _insert(sessions.kw["bind"], rows)
+    _insert(sessions.kw["bind"], source, paths)
     return manifest.rows
 
 
@@ -109,12 +98,30 @@ def _revision(engine: Engine) -> str:
     return head
 
 
-def _snapshot(engine: Engine) -> Rows:
+def _write_snapshot(engine: Engine, out: Path) -> dict[str, int]:
+    """Write all tables as of one point in time, a few rows at once: they may be larger than the memory. Returns the
+    number of rows by table."""
     with _snapshot_transaction(engine) as connection:
         return {
-            table.name: [dict(row) for row in connection.execute(select(table).order_by(table.c.seq)).mappings()]
+            table.name: _write_rows(out / f"{table.name}.jsonl", _stored_rows(connection, table))
             for table in t.Base.metadata.sorted_tables
         }
+
+
+def _stored_rows(connection: Connection, table: Table) -> Iterator[JsonObject]:
+    query = select(table).order_by(table.c.seq).execution_options(yield_per=ROWS_READ_AT_ONCE)
+    with connection.execute(query) as rows:
+        yield from map(dict, rows.mappings())
+
+
+def _write_rows(path: Path, rows: Iterable[JsonObject]) -> int:
+    """Returns their number."""
+    count = 0
+    with path.open("w") as file:
+        for row in rows:
+            file.write(json.dumps(row) + "\n")
+            count += 1
+    return count
 
 
 @contextlib.contextmanager
@@ -131,13 +138,29 @@ def _snapshot_transaction(engine: Engine) -> Iterator[Connection]:
             yield connection
 
 
-def _keep(settings: Settings, row: JsonObject, out: Path) -> bool:
-    """Whether the file's bytes are in the backup; False if it was deleted after its row was read."""
+def _drop_deleted_files(settings: Settings, sessions: Sessions, out: Path) -> int:
+    """Drop the rows of files that were deleted after they were read, and the copies of files without a row. Returns the
+    number of rows that stay. Raises FileCorrupt."""
+    all_rows, rows = out / "files.snapshot", out / "files.jsonl"
+    rows.rename(all_rows)
+    count = _write_rows(rows, (row for row in _lines(all_rows) if _copy_stored_file(settings, sessions, row, out)))
+    all_rows.unlink()
+    ids = {row["id"] for row in _rows(out, "files")}
+    for path in (out / "files").glob("*"):
+        if path.name not in ids:
+            path.unlink()
+    return count
+
+
+def _copy_stored_file(settings: Settings, sessions: Sessions, row: JsonObject, out: Path) -> bool:
+    """Copy the file unless it is copied already. False if it was deleted after its row was read. FileCorrupt if its
+    bytes are lost or others."""
     copy = out / "files" / row["id"]
-    if not copy.exists():
-        _copy(settings.files_dir / row["id"], copy)
-    if not copy.exists():
-        return False
+    if not copy.exists() and not _copy(settings.files_dir / row["id"], copy):
+        with sessions() as session:  # whoever deletes a file deletes its row first
+            if session.scalar(select(t.File.id).where(t.File.id == row["id"], t.File.unexpired())) is None:
+                return False
+        raise files.FileCorrupt(f"the bytes of {row['id']} are lost: delete that file, then back up again")
     files.verified(copy, row["sha256"]).close()
     return True
 
@@ -170,28 +193,28 @@ def _copy_unfinished_jobs(settings: Settings, sessions: Sessions, out: Path) -> 
         _copy_folder(settings.job_dir(id), out / "jobs" / id)
 
 
-def _copy_folders(settings: Settings, rows: Rows, out: Path) -> None:
-    for job in rows["jobs"]:
-        _copy_job(settings, job, rows["checkpoints"], out / "jobs" / job["id"])
-    for batch in rows["batches"]:
+def _copy_folders(settings: Settings, out: Path) -> None:
+    for job in _rows(out, "jobs"):
+        _copy_job(settings, job, out)
+    for batch in _rows(out, "batches"):
         _copy_folder(settings.batch_dir(batch["id"]), out / "batches" / batch["id"])
-    for run in rows["job_runs"]:
+    for run in _rows(out, "job_runs"):
         _copy_folder(settings.run_dir(run["id"]), out / "runs" / run["id"])
-    for upload in {part["upload_id"] for part in rows["parts"]}:
+    for upload in {part["upload_id"] for part in _rows(out, "parts")}:
         _copy_folder(settings.parts_dir / upload, out / "parts" / upload)
 
 
-def _copy_job(settings: Settings, job: JsonObject, checkpoints: list[JsonObject], target: Path) -> None:
+def _copy_job(settings: Settings, job: JsonObject, out: Path) -> None:
     """Copy a job's folder once its row is read. Of an unfinished one, no step that was done since: its inputs if it was
     created since, and the bundles that its rows name."""
-    source = settings.job_dir(job["id"])
+    source, target = settings.job_dir(job["id"]), out / "jobs" / job["id"]
     if job["status"] in t.FINISHED:
         _copy_folder(source, target)
         return
     if not target.exists():
         for path in source.glob("*.jsonl"):
             _copy(path, target / path.name)
-    for checkpoint in checkpoints:
+    for checkpoint in _rows(out, "checkpoints"):
         bundle = Path(checkpoint["path"])
         if checkpoint["job_id"] == job["id"] and bundle.is_relative_to(source):
             _copy_folder(bundle, target / bundle.relative_to(source))
@@ -248,16 +271,22 @@ def _first_mistake(error: ValidationError) -> str:
     return ": ".join([*map(str, mistake["loc"]), mistake["msg"]])
 
 
-def _read(path: Path) -> list[JsonObject]:
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise ValueError(f"{path} is damaged: {error}") from None
+def _rows(folder: Path, table: str) -> Iterator[JsonObject]:
+    """The backup's rows of the table, in order of ``seq``."""
+    return _lines(folder / f"{table}.jsonl")
 
 
-def _check_files(source: Path, rows: list[JsonObject]) -> None:
+def _lines(path: Path) -> Iterator[JsonObject]:
+    with path.open("rb") as file:
+        try:
+            yield from map(json.loads, file)
+        except ValueError as error:  # no JSON, or no UTF-8
+            raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def _check_files(source: Path) -> None:
     """ValueError for the first file whose bytes are missing or differ from those that were stored."""
-    for row in rows:
+    for row in _rows(source, "files"):
         path = source / "files" / row["id"]
         try:
             files.verified(path, row["sha256"]).close()
@@ -267,15 +296,23 @@ def _check_files(source: Path, rows: list[JsonObject]) -> None:
             raise ValueError(f"{source} is damaged: {error}") from None
 
 
-def _insert(engine: Engine, rows: Rows) -> None:
+def _insert(engine: Engine, source: Path, paths: DataDirPaths) -> None:
     with engine.begin() as connection:
         for table in t.Base.metadata.sorted_tables:
-            if rows[table.name]:
-                connection.execute(insert(table), rows[table.name])
+            rows = (_restored(table.name, row, paths) for row in _rows(source, table.name))
+            last = 0
+            while some_rows := [*islice(rows, ROWS_READ_AT_ONCE)]:
+                connection.execute(insert(table), some_rows)
+                last = some_rows[-1]["seq"]
             if engine.dialect.name == "postgresql":  # its sequence continues after these rows
-                last = max((row["seq"] for row in rows[table.name]), default=0)
                 query = text("SELECT setval(pg_get_serial_sequence(:table, 'seq'), :next, false)")
                 connection.execute(query, {"table": table.name, "next": last + 1})
+
+
+def _restored(table: str, row: JsonObject, paths: DataDirPaths) -> JsonObject:
+    if table == "jobs" and row["status"] == "running":
+        row |= {"status": "queued", "server": None}
+    return paths.rewritten(table, row)
 
 
 class DataDirPaths:
@@ -284,14 +321,15 @@ class DataDirPaths:
     def __init__(self, source: str, target: str) -> None:
         self.source, self.target = source, target
 
-    def rewrite_rows(self, rows: Rows) -> None:
-        """Rewrite, in place, the columns and the members of JSON that hold paths."""
-        for table, column in PATH_COLUMNS:
-            for row in rows[table]:
-                row[column] = self._moved(row[column])
-        for (table, column), members in PATH_MEMBERS.items():
-            for row in rows[table]:
-                row[column] |= {name: self._moved(row[column][name]) for name in members if name in row[column]}
+    def rewritten(self, table: str, row: JsonObject) -> JsonObject:
+        """The row with the columns and the members of JSON that hold paths rewritten."""
+        if (column := PATH_COLUMNS.get(table)) is not None:
+            return row | {column: self._moved(row[column])}
+        if table in PATH_MEMBERS:
+            column, members = PATH_MEMBERS[table]
+            moved = {name: self._moved(row[column][name]) for name in members if name in row[column]}
+            return row | {column: row[column] | moved}
+        return row
 
     def rewrite_existing(self, value: Any) -> Any:
         """A JSON value whose fields are not known here: a text is a path if it names what the target has."""

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from sqlalchemy import ColumnElement, delete, func, select, update
@@ -21,6 +21,8 @@ log = logging.getLogger("iro.store")
 HOUR = 3600.0
 UNKNOWN = "unknown"  # the folder of what no row names, which a database restored from a backup may have forgotten
 UNKNOWN_HOURS = 7 * 24
+FOLDERS: dict[type[t.Base], str] = {t.Job: "jobs", t.JobRun: "runs", t.Batch: "batches"}  # a folder for each row
+ON_DISK: tuple[type[t.Base], ...] = (t.File, *FOLDERS)
 DELETED_AT_ONCE = 5_000  # rows of a transaction: a statement of more may exceed ``database_statement_timeout``
 
 
@@ -43,31 +45,26 @@ async def sweep_hourly(
 def sweep(settings: Settings, sessions: Sessions) -> None:
     """Safe beside servers that share the data directory: what is younger than an hour may be arriving, and stays."""
     aged = _aged(settings.files_dir, hours=1)  # before the rows are read: a row follows its file
-    job_folders, run_folders = _aged(settings.data_dir / "jobs", hours=1), _aged(settings.data_dir / "runs", hours=1)
-    batch_folders = _aged(settings.data_dir / "batches", hours=1)
+    folders = {table: _aged(settings.data_dir / name, hours=1) for table, name in FOLDERS.items()}
     with sessions.begin() as session:
         expired = session.scalars(delete(t.File).where(t.File.expires_at <= t.now()).returning(t.File.id)).all()
-        named = set(session.scalars(select(t.File.id)))
-        batches = set(session.scalars(select(t.Batch.id).where(t.Batch.status.in_(("queued", "in_progress")))))
-        jobs, runs = set(session.scalars(select(t.Job.id))), set(session.scalars(select(t.JobRun.id)))
-        first_job, first_run, first = (
-            session.scalar(select(func.min(table.created_at))) for table in (t.Job, t.JobRun, t.File)
-        )
+        named = {table: set(session.scalars(select(table.id))) for table in ON_DISK}
+        first = {table: session.scalar(select(func.min(table.created_at))) for table in ON_DISK}
+        ended = select(t.Batch.id).where(t.Batch.status.not_in(("queued", "in_progress")))
+        ended_batches = set(session.scalars(ended))
     for id in expired:
         (settings.files_dir / id).unlink(missing_ok=True)
     for path, modified in aged:
         if path.suffix == ".partial":
             path.unlink(missing_ok=True)
-        # a file older than every row is another database's, which this one was opened beside by mistake
-        elif path.name not in named and first is not None and modified >= first:
-            _set_aside(settings, path)
-    for folders, ids, oldest in ((job_folders, jobs, first_job), (run_folders, runs, first_run)):
-        for path, modified in folders:  # of a job or run whose creation was cut short
-            if path.name not in ids and oldest is not None and modified >= oldest:
-                _set_aside(settings, path)
-    for path, _ in batch_folders:  # of a batch that ended, or whose creation was cut short
-        if path.name not in batches:
-            _remove(path)
+        else:
+            _set_aside_unknown(settings, path, modified, named[t.File], first[t.File])
+    for table, aged_folders in folders.items():
+        for path, modified in aged_folders:
+            if table is t.Batch and path.name in ended_batches:  # its files have its answers
+                _remove(path)
+            else:
+                _set_aside_unknown(settings, path, modified, named[table], first[table])
     for path, _ in _aged(settings.data_dir / UNKNOWN, hours=UNKNOWN_HOURS):
         _remove(path)
     for folder, _ in _aged(settings.parts_dir, hours=2):  # an upload takes parts for an hour
@@ -77,8 +74,14 @@ def sweep(settings: Settings, sessions: Sessions) -> None:
         _forget(sessions, time.time() - settings.retention)
 
 
-def _set_aside(settings: Settings, path: Path) -> None:
-    """Move what no row names to where it is removed later, and say so."""
+def _set_aside_unknown(
+    settings: Settings, path: Path, modified: float, named: Collection[str], first: int | None
+) -> None:
+    """Move what no row names, since its creation was cut short, to where it is removed later, and say so. What is older
+    than ``first``, the oldest row's creation, stays: another database's, which this one was opened beside by mistake.
+    """
+    if path.name in named or first is None or modified < first:
+        return
     target = settings.data_dir / UNKNOWN / path.name
     target.parent.mkdir(exist_ok=True)
     with contextlib.suppress(FileNotFoundError):  # another server was faster

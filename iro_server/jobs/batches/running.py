@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
-from itertools import islice
+from itertools import chain, islice, takewhile
 from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -96,6 +96,9 @@ class BatchExecutor:
                     return status
                 replies = poster.post_all(batch.endpoint.removeprefix("/v1/"), [line["body"] for line in group])
                 lease.check()
+                num_answered = len([*takewhile(_is_answer, replies)])
+                if num_answered < len(group) and not self._goes_on(batch):
+                    group, requests = group[:num_answered], chain(group[num_answered:], requests)
                 self._store(batch, lease, output, [*map(_answer_line, group, replies)])
         return "completed"
 
@@ -172,6 +175,11 @@ class BatchExecutor:
 def _line(request_line: JsonObject, response: JsonObject | None = None, error: JsonObject | None = None) -> JsonObject:
     line = {"id": new_id("batch_req_"), "custom_id": request_line["custom_id"]}
     return line | {"response": response, "error": error}
+
+
+def _is_answer(reply: Reply) -> bool:
+    """False for a request that was told to wait for a limit: it has none where its batch ends meanwhile."""
+    return reply.response is None or reply.response.status_code != 429 or not reply.is_busy
 
 
 def _answer_line(request_line: JsonObject, reply: Reply) -> JsonObject:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import errno
+import json
 from collections.abc import Iterator
+from itertools import chain, repeat
 from pathlib import Path
 
 import openai
 import pytest
 from sqlalchemy import select, update
 
-from iro_server.jobs.background import TRIES
+from iro_server.jobs.background import TRIES, Lease, WorkFailed, claim
 from iro_server.jobs.batches.output import AttemptOutput
+from iro_server.jobs.batches.running import BatchExecutor
 from iro_server.settings import Settings
 from iro_server.store import keys
 from iro_server.store import tables as t
-from iro_server.store.database import open_database
-from tests.iro_server.api.batches import answers, chat, ended_batch, lines_of, new_batch
+from iro_server.store.database import find, open_database
+from tests.iro_server.api.batches import CHAT, answers, chat, ended_batch, lines_of, new_batch
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import new_key, serving, settings_for, wait_for
+from tests.iro_server.graders.test_model import endpoint, said
 
 LINES = lines_of([chat(i) for i in range(64)])
 
@@ -113,6 +117,49 @@ def test_a_batch_that_waits_for_its_keys_limit_can_be_cancelled(client, settings
         wait_for(lambda: with_key.batches.retrieve(id).request_counts.failed, seconds=1.0)
     with_key.batches.cancel(id)
     batch = ended_batch(with_key, id)
-    limited = answers(with_key, batch.error_file_id)
-    assert batch.status == "cancelled" and limited
-    assert {line["response"]["status_code"] for line in limited} == {429}
+    assert (batch.status, batch.request_counts.failed, batch.error_file_id) == ("cancelled", 0, None)
+    assert len(answers(with_key, batch.output_file_id)) == batch.request_counts.completed < 16
+
+
+@pytest.mark.parametrize(
+    ("end", "num_failed"), [("expired", 20), ("cancelled", 0), (WorkFailed("revoked", "key_revoked"), 0)]
+)
+@pytest.mark.parametrize("num_answered", [0, 5])
+def test_requests_that_wait_for_a_limit_as_their_batch_ends_have_no_answer(
+    settings, monkeypatch, end, num_failed, num_answered
+):
+    """A batch of 20 requests, all but the first few of which are told to wait until it ends."""
+    sessions = open_database(settings)
+    ends = chain([None], repeat(end))
+
+    def early_end(executor: BatchExecutor, batch: t.Batch) -> str | None:
+        if isinstance(end := next(ends), WorkFailed):
+            raise end
+        return end
+
+    monkeypatch.setattr(BatchExecutor, "_early_end", early_end)
+    settings.batch_dir("batch_1").mkdir(parents=True)
+    requests = [{"custom_id": f"r{i}", "url": CHAT, "body": {"model": "m"}} for i in range(20)]
+    (settings.batch_dir("batch_1") / "input.jsonl").write_text("\n".join(map(json.dumps, requests)))
+    fields = {"endpoint": CHAT, "input_file_id": "file-1", "completion_window": "24h", "expires_at": 2**31}
+    with sessions.begin() as session:
+        session.add(t.Batch(id="batch_1", **fields))
+    batch = claim(sessions, t.Batch, 30)
+    lease = Lease(sessions, batch, 30)
+    limited = (429, {"error": {"message": "slow down"}}, {"Retry-After": "0.01"})
+    with endpoint(*[said("1")] * num_answered, limited) as (url, _):
+        environment = settings.model_copy(update={"server_url": url}).grader_environment("key")
+        try:
+            BatchExecutor(settings, sessions, environment).execute(batch, lease)
+        except WorkFailed as error:
+            lease.fail({"code": error.code, "message": str(error)})
+    with sessions() as session:
+        batch = find(session, t.Batch, "batch_1")
+    ids = (batch.output_file_id, batch.error_file_id)
+    output, errors = (map(json.loads, (settings.files_dir / id).read_text().splitlines()) if id else () for id in ids)
+    answered = [line["custom_id"] for line in output]
+    assert batch.completed == len(answered) <= num_answered and answered == [f"r{i}" for i in range(batch.completed)]
+    assert batch.failed == max(0, num_failed - batch.completed)
+    assert [(line["custom_id"], line["error"]["code"]) for line in errors] == [
+        (f"r{i}", "batch_expired") for i in range(batch.completed, num_failed)
+    ]

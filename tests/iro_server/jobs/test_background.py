@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import os
 import time
 from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import select, update
+from sqlalchemy.exc import OperationalError
 
 from iro_server import JsonObject
 from iro_server.graders.remote import GraderServiceUnavailable
@@ -77,6 +79,34 @@ def test_a_row_that_kills_each_server_is_given_up(sessions):
         assert claim(sessions, Estimate, -1).id == "a"
     assert claim(sessions, Estimate, 30) is None
     assert (row(sessions, "a").status, row(sessions, "a").error["code"]) == ("failed", "server_died")
+
+
+def test_a_row_whose_holder_works_on_is_not_given_up_once_its_lease_is_over(sessions):
+    add(sessions, "a", tries=TRIES - 1)
+    lease = Lease(sessions, claim(sessions, Estimate, -1), 30)
+    assert claim(sessions, Estimate, 30, besides=["a"]) is None
+    lease.end("completed")
+    assert row(sessions, "a").status == "completed"
+
+
+def test_a_lease_whose_renewal_failed_is_renewed_before_a_row_is_taken(settings, sessions, monkeypatch):
+    add(sessions, "a")
+    work = Background(settings, sessions, Estimate, lambda estimate, lease: None, 1)
+    work.leases["a"] = Lease(sessions, claim(sessions, Estimate, 30), 30)
+    work.renewed = -math.inf
+    renew, errors = Lease.renew, [OperationalError("UPDATE", {}, Exception("the database is away"))]
+
+    def fail_once(lease: Lease) -> None:
+        if errors:
+            raise errors.pop()
+        renew(lease)
+
+    monkeypatch.setattr(Lease, "renew", fail_once)
+    with pytest.raises(OperationalError):
+        work._renew()
+    before = row(sessions, "a").lease_until
+    work._renew()
+    assert row(sessions, "a").lease_until > before
 
 
 def run(settings, sessions, execute, seconds: float = 10.0) -> None:

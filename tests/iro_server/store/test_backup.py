@@ -212,15 +212,15 @@ def stored_steps(out: Path) -> dict[str, list[int]]:
 
 def around_snapshot(monkeypatch, before: Callable[[], None], after: Callable[[], None] = lambda: None) -> None:
     """Have the backup call ``before`` and ``after`` when it reads the rows."""
-    snapshot = store_backup._snapshot
+    write_snapshot = store_backup._write_snapshot
 
-    def call(engine):
+    def call(engine, out):
         before()
-        rows = snapshot(engine)
+        counts = write_snapshot(engine, out)
         after()
-        return rows
+        return counts
 
-    monkeypatch.setattr(store_backup, "_snapshot", call)
+    monkeypatch.setattr(store_backup, "_write_snapshot", call)
 
 
 def test_a_step_that_is_done_in_the_copy_has_its_rows(tmp_path, monkeypatch):

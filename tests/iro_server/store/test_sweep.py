@@ -37,6 +37,19 @@ def add(sessions, *rows):
         session.add_all(rows)
 
 
+def place_folder(folder, hours):
+    """A folder last changed ``hours`` ago."""
+    folder.mkdir(parents=True)
+    then = time.time() - hours * HOUR
+    os.utime(folder, (then, then))
+
+
+def batch_row(id, hours, status):
+    created = int(time.time() - hours * HOUR)
+    fields = {"endpoint": "/v1/chat/completions", "input_file_id": "file-1", "completion_window": "24h"}
+    return t.Batch(id=id, created_at=created, status=status, expires_at=created + 24 * HOUR, **fields)
+
+
 def file_row(id, hours, **values):
     created = int(time.time() - hours * HOUR)
     return t.File(id=id, filename="a", purpose="fine-tune", bytes=1, created_at=created, **values)
@@ -153,10 +166,7 @@ def test_uploads_past_their_hour_end_and_their_parts_go(store):
 def test_folders_of_jobs_that_were_never_acknowledged_go_and_no_others(store):
     settings, sessions = store
     for name, hours in [("ftjob-kept", 9), ("ftjob-crashed", 2), ("ftjob-new", 0.1)]:
-        folder = settings.job_dir(name)
-        folder.mkdir(parents=True)
-        then = time.time() - hours * HOUR
-        os.utime(folder, (then, then))
+        place_folder(settings.job_dir(name), hours)
     first = int(time.time() - 9 * HOUR)
     kept = {"model": "m", "training_file": "f", "seed": 1, "method": {}, "model_name": "m", "config": {}}
     add(sessions, t.Job(id="ftjob-kept", created_at=first, **kept))
@@ -167,13 +177,30 @@ def test_folders_of_jobs_that_were_never_acknowledged_go_and_no_others(store):
 def test_folders_of_runs_go_by_the_oldest_run(store):
     settings, sessions = store
     for name, hours in [("run_before", 19), ("run_kept", 9), ("run_crashed", 2)]:
-        folder = settings.run_dir(name)
-        folder.mkdir(parents=True)
-        then = time.time() - hours * HOUR
-        os.utime(folder, (then, then))
+        place_folder(settings.run_dir(name), hours)
     add(sessions, t.JobRun(id="run_kept", created_at=int(time.time() - 9 * HOUR), kind="k", config={}))
     sweep(settings, sessions)
     assert names(settings.data_dir / "runs") == ["run_before", "run_kept"]
+
+
+def test_a_new_database_beside_a_batch_leaves_its_requests_and_answers(store):
+    settings, sessions = store
+    place_folder(settings.batch_dir("batch_of-another-database"), 2)
+    sweep(settings, sessions)
+    assert names(settings.data_dir / "batches") == ["batch_of-another-database"]
+    assert not (settings.data_dir / UNKNOWN).exists()
+
+
+def test_the_folder_of_a_batch_goes_once_its_row_has_ended_and_without_a_row_it_is_set_aside(store):
+    settings, sessions = store
+    folders = [("batch_before", 19), ("batch_open", 9), ("batch_queued", 9), ("batch_ended", 8), ("batch_unknown", 2)]
+    for name, hours in folders:
+        place_folder(settings.batch_dir(name), hours)
+    statuses = {"batch_open": "in_progress", "batch_queued": "queued", "batch_ended": "failed"}
+    add(sessions, *(batch_row(id, 9.1, status) for id, status in statuses.items()))
+    sweep(settings, sessions)
+    assert names(settings.data_dir / "batches") == ["batch_before", "batch_open", "batch_queued"]
+    assert names(settings.data_dir / UNKNOWN) == ["batch_unknown"]
 
 
 def test_what_ended_is_forgotten_after_the_retention_time_and_what_has_not_is_kept(store):
