@@ -83,7 +83,7 @@ def test_a_warm_sandbox_is_ready_and_what_has_seen_code_is_not_given_on():
         with python(marks) as grader:
             assert [g.reward for g in grader.grade_many([(Sample("x"), {})] * 3)] == [1, 2, 3]
     pool.POOL._starter.submit(lambda: None).result()  # whatever was to be started has been
-    assert 1 <= len(children()) <= pool.WARM
+    wait_for(lambda: 1 <= len(children()) <= pool.WARM)  # a child becomes bwrap once it has entered its cgroup
 
 
 def test_open_graders_beyond_what_may_rest_give_way_and_come_back(monkeypatch):

@@ -46,9 +46,7 @@ def test_a_study_that_is_not_known_is_named(folder: Path, tmp_path: Path) -> Non
 
 
 def test_a_method_that_takes_fewer_steps_than_points_is_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        ValidationError, match="points: MA-DSBO-GT takes 4 steps within 60 evaluations, fewer than 6 points"
-    ):
+    with pytest.raises(ValidationError, match="points: MDBO takes 4 steps within 60 evaluations, fewer than 6 points"):
         JOB.execute(tiny(folder, studies=["policy"], points=6), tmp_path)
     assert JOB.Config(studies=("meta",), evaluations=60, points=6)
 
