@@ -103,8 +103,8 @@ class Access:
             self._check_origin(headers)
             return Caller(), None
         if not secret:
-            how = ", or give it to your browser as the password, with any user name" * is_link
-            message = f"You didn't provide an API key. Send it as 'Authorization: Bearer KEY'{how}."
+            in_browser = ", or give it to your browser as the password, with any user name" * is_link
+            message = f"You didn't provide an API key. Send it as 'Authorization: Bearer KEY'{in_browser}."
             raise _unauthorized(message, is_link=is_link)
         try:
             identity = self._identities[secret]

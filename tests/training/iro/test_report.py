@@ -158,8 +158,8 @@ def test_progress_counts_every_step_of_the_run(config: AlignConfig, tmp_path: Pa
         job().execute(config, tmp_path / "run", on_event=follow)
     job().execute(config, tmp_path / "run", on_event=resumed.append)
     before, after = ([event["data"] for event in part if event["type"] == "progress"] for part in (killed, resumed))
-    for told in (before, after):
-        done = [data["done"] for data in told]
+    for progress in (before, after):
+        done = [data["done"] for data in progress]
         assert done == sorted(set(done))
     assert abs(after[0]["done"] - before[-1]["done"]) <= 2
     assert {data["total"] for data in before + after} == {after[-1]["done"]}
