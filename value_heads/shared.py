@@ -18,14 +18,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel
-from transformers.utils import logging
 
 from value_heads.scoring import ScoreQueue
+from value_heads.whole_models import load_whole_model
 
 if TYPE_CHECKING:
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -206,17 +206,8 @@ def load_frozen_model(
     model_dir: Path | str, num_layers: int | None, dtype: torch.dtype | str = torch.float32
 ) -> PreTrainedModel:
     """The model cut to its first ``num_layers``; 0: embeddings only. ValueError if weights are missing."""
-    cut = {} if num_layers is None else {"num_hidden_layers": num_layers}
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # the layers cut off would be reported as unexpected
-    try:
-        model, report = AutoModel.from_pretrained(model_dir, dtype=dtype, output_loading_info=True, **cut)
-    finally:
-        logging.set_verbosity(verbosity)
-    if report["missing_keys"]:
-        raise ValueError(
-            f"{model_dir} lacks weights of a {num_layers}-layer backbone: {sorted(report['missing_keys'])}"
-        )
+    cut: dict[str, Any] = {} if num_layers is None else {"num_hidden_layers": num_layers}
+    model = load_whole_model(AutoModel, model_dir, dtype=dtype, **cut)
     frozen_model: PreTrainedModel = model.requires_grad_(False).eval()
     return frozen_model
 

@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from iro_server.engines import attention
 from iro_server.engines.memory import available_memory
 from iro_server.engines.packed_linear import Forward, packed_forwards
+from value_heads.whole_models import load_whole_model
 
 # Lengths that bound what a token attends to, by the names configurations and layers give them.
 SPANS = ("sliding_window", "attention_chunk_size")
@@ -31,7 +32,7 @@ AttentionInterface.register(attention.NAME, attention.flat_attention)
 
 class FrozenModel:
     """The model of ``model_dir`` on ``device``, "cpu" or "cuda". ValueError where it is not a decoder that the engine
-    can feed.
+    can feed, or lacks weights.
     """
 
     def __init__(self, model_dir: str | Path, device: str) -> None:
@@ -39,7 +40,7 @@ class FrozenModel:
         if type(config) not in AutoModelForCausalLM._model_mapping:
             raise refusal(config.model_type, "transformers has no causal language model of this type")
         disable_progress_bar()  # it takes seconds, and a log has no place for a bar
-        model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=data_type(config, device))
+        model = load_whole_model(AutoModelForCausalLM, model_dir, dtype=data_type(config, device))
         self.model = model.to(device).eval().requires_grad_(False)
         self.architecture = type(self.model).__name__
         self.decoder = find_decoder(self.model)

@@ -183,10 +183,12 @@ def _hub_reachable() -> bool:
 def _from_hub(name: str) -> tuple[str, PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from value_heads.whole_models import load_whole_model
+
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+        model = load_whole_model(AutoModelForCausalLM, name, dtype="auto")
         return f"hub:{name}", model, AutoTokenizer.from_pretrained(name)
-    except OSError as error:  # what transformers raises for a model that is missing, gated or cut off
+    except (OSError, ValueError) as error:  # it is missing, gated or cut off; it is none of language, or lacks weights
         raise ModelError(f"{name!r} cannot be loaded from the hub: {str(error).strip().splitlines()[0]}") from error
 
 

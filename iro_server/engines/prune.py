@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from iro_server.engines.prepare import MANIFEST, ModelError, model_hash
 from iro_server.engines.weights import hash_weights
 from value_heads.file_modes import give_mode_of
+from value_heads.whole_models import load_whole_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,8 +34,8 @@ def prune_model(source: Path, out: Path, keep: float, texts: Sequence[str]) -> P
     """Write ``source`` with a share ``keep`` of each layer's neurons, those that write most on ``texts``, to the new
     directory ``out``, and return it.
 
-    ValueError for a share outside (0, 1], or no text; ModelError where ``out`` exists, or the model has no gated
-    feed-forward layers (Llama's and its like).
+    ValueError for a share outside (0, 1], no text, or a model that lacks weights; ModelError where ``out`` exists, or
+    the model has no gated feed-forward layers (Llama's and its like).
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -45,7 +46,7 @@ def prune_model(source: Path, out: Path, keep: float, texts: Sequence[str]) -> P
     if out.exists():
         raise ModelError(f"{out} exists: choose another directory")
     digest = model_hash(source)
-    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
+    model = load_whole_model(AutoModelForCausalLM, source, dtype="auto")
     published = model.dtype
     tokenizer = AutoTokenizer.from_pretrained(source)
     cut(model, keep, writing(model.float(), tokenizer, texts))

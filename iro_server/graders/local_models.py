@@ -26,6 +26,13 @@ def is_model(directory: Path) -> bool:
     return (directory / "config.json").is_file()
 
 
+@cache
+def check_reward_model(directory: Path) -> None:
+    """ValueError or OSError where ``reward`` could not load the model of ``directory``, whose weights stay unread."""
+    with _LOADING:
+        _load("AutoModelForSequenceClassification", directory, device_map="meta")
+
+
 def bundled_embedding_model() -> Path | None:
     """The directory of the embedding model that an installed package brings."""
     spec = importlib.util.find_spec(BUNDLED)
@@ -129,20 +136,52 @@ def _run(kind: Kind, directory: Path, ids: Sequence[list[int]], read: Read) -> n
 def _in_batches(kind: Kind, directory: Path, ids: Sequence[list[int]], read: Read) -> np.ndarray:
     import torch
 
-    tokenizer, model = _tokenizer(directory), _model(kind, directory)
+    model, padding = _model(kind, directory)
+    side = _tokenizer(directory).padding_side
     order = np.argsort([len(tokens) for tokens in ids])  # batches of like length waste less
     rows: list[torch.Tensor] = []
     for start in range(0, len(ids), BATCH):
         batch_ids = [ids[i] for i in order[start : start + BATCH]]
-        batch = tokenizer.pad({"input_ids": batch_ids}, return_tensors="pt").to(model.device)
+        token = _no_end(batch_ids) if padding is None else padding
+        model.config.get_text_config().pad_token_id = token  # a decoder is read at the last token that is another
+        tokens, mask = (part.to(model.device) for part in _padded(batch_ids, token, side))
         with torch.inference_mode():
-            rows.append(read(model(**batch), batch["attention_mask"]).float().cpu())
+            rows.append(read(model(tokens, attention_mask=mask), mask).float().cpu())
     return torch.cat(rows)[torch.from_numpy(np.argsort(order))].numpy()
 
 
+def _padded(ids: list[list[int]], token: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """[B, L]: the texts, padded with ``token`` at their ``side``, and 1 where they are not padding."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    texts = [torch.tensor(tokens, dtype=torch.long) for tokens in ids]
+    padded = pad_sequence(texts, batch_first=True, padding_value=token, padding_side=side)
+    return padded, pad_sequence([torch.ones_like(text) for text in texts], batch_first=True, padding_side=side)
+
+
+def _no_end(ids: list[list[int]]) -> int:
+    """A token that no text ends with."""
+    ends = {tokens[-1] for tokens in ids if tokens}
+    return next(token for token in range(len(ends) + 1) if token not in ends)
+
+
 def _max_tokens(directory: Path) -> int:
-    return min(
-        _shared_tokenizer(directory).model_max_length, getattr(_config(directory), "max_position_embeddings", 4096)
+    positions = getattr(_config(directory), "max_position_embeddings", 4096)
+    return min(_shared_tokenizer(directory).model_max_length, positions - _reserved_positions(directory))
+
+
+@cache
+def _reserved_positions(directory: Path) -> int:
+    """How many of the position embeddings no text has: RoBERTa's and its like begin after that of padding."""
+    import torch
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        model: Any = AutoModel.from_config(_config(directory))
+    tables = [part for name, part in model.named_modules() if name.endswith("position_embeddings")]
+    return max(
+        (table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None), default=0
     )
 
 
@@ -155,12 +194,12 @@ def _config(directory: Path) -> Any:
 
 @cache
 def _tokenizer(directory: Path) -> Any:
-    """The tokenizer for runs, which cuts and pads: to be used by the thread that holds ``_TURN``."""
+    """The tokenizer for runs, which cuts: to be used by the thread that holds ``_TURN``."""
     return _load_tokenizer(directory)
 
 
 def _shared_tokenizer(directory: Path) -> Any:
-    """A tokenizer that never cuts or pads, so that it does not change: for any number of threads at once."""
+    """A tokenizer that never cuts, so that it does not change: for any number of threads at once."""
     with _LOADING:
         return _unchanging_tokenizer(directory)
 
@@ -176,17 +215,23 @@ def _load_tokenizer(directory: Path) -> Any:
     from transformers import AutoTokenizer
 
     with _LOADING:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+        return AutoTokenizer.from_pretrained(directory)
 
 
 @cache
-def _model(kind: Kind, directory: Path) -> Any:
+def _model(kind: Kind, directory: Path) -> tuple[Any, int | None]:
+    """The model, and the token by which its configuration pads."""
     import torch
+
+    model = _load(kind, directory, dtype=torch.float32).eval()
+    padding = model.config.get_text_config().pad_token_id
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), padding if padding in range(2**31) else None
+
+
+def _load(kind: Kind, directory: Path, **options: Any) -> Any:
     import transformers
 
-    model = getattr(transformers, kind).from_pretrained(directory, dtype=torch.float32).eval()
-    model.config.pad_token_id = _tokenizer(directory).pad_token_id  # where a decoder's last token is
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    from value_heads.whole_models import load_whole_model
+
+    unused = ["pooler."] if kind == "AutoModel" else []  # ``embed`` takes a mean
+    return load_whole_model(getattr(transformers, kind), directory, unused, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -14,12 +15,14 @@ from iro_server.graders.answers import read_ranking, read_score
 from iro_server.graders.asking import Answer
 from iro_server.graders.base import Grade, Item, Reference, Sample, TextTooLong
 from iro_server.graders.environment import GraderEnvironment
-from iro_server.graders.local_models import chat_text, is_model, max_tokens, reward, token_ids
+from iro_server.graders.local_models import chat_text, check_reward_model, is_model, max_tokens, reward, token_ids
 from iro_server.graders.messages import with_instruction, without_surrogates
 from iro_server.graders.model import Chat, ModelGrader
 from iro_server.graders.ranking import ALONE, Group, Ranking, group_of, same_item
 from iro_server.graders.templated import failed_fill
 from iro_server.graders.templates import MissingField, reads_sample
+
+logger = logging.getLogger(__name__)
 
 
 class ScoreModel(ModelGrader):
@@ -61,8 +64,15 @@ class ScoreModel(ModelGrader):
     def check_model(cls, model: str, grader_environment: GraderEnvironment) -> str:
         if model not in grader_environment.reward_models:
             return super().check_model(model, grader_environment)
-        if not is_model(grader_environment.reward_models[model]):
-            raise ValueError(f"the directory that this server names for the reward model {model!r} holds no model")
+        directory = grader_environment.reward_models[model]
+        named = f"the directory that this server names for the reward model {model!r}"
+        if not is_model(directory):
+            raise ValueError(f"{named} holds no model")
+        try:
+            check_reward_model(directory)
+        except (OSError, ValueError) as error:
+            logger.warning("the reward model %s: %s", model, error)
+            raise ValueError(f"{named} holds none that can be loaded: the server's log says why") from error
         return model
 
     def model_post_init(self, context: GraderEnvironment) -> None:

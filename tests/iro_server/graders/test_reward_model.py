@@ -4,12 +4,22 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from iro_server.cli.demo.data import imdb_splits
 from iro_server.graders.base import GraderError, Sample
 from iro_server.graders.environment import GraderEnvironment
-from iro_server.graders.local_models import bundled_embedding_model, chat_text
+from iro_server.graders.local_models import bundled_embedding_model, chat_text, check_reward_model
 from iro_server.graders.parsing import parse_grader
 
 SPEC = {"type": "score_model", "model": "rm", "input": [{"role": "user", "content": "{{ sample.output_text }}"}]}
@@ -113,6 +123,55 @@ def test_a_directory_without_a_model_is_refused_and_so_are_labels_from_a_reward_
     labels = {**SPEC, "type": "label_model", "labels": ["a"], "passing_labels": ["a"]}
     with pytest.raises(GraderError, match="use score_model"):
         parse_grader(labels, GraderEnvironment(reward_models={"rm": small[0]}))
+
+
+def test_a_model_without_a_score_is_refused_before_it_grades_at_random(tmp_path):
+    folder, _ = save_decoder(tmp_path, LlamaForCausalLM)
+    with pytest.raises(GraderError, match="holds none that can be loaded") as refused:
+        parse_grader(SPEC, GraderEnvironment(reward_models={"rm": folder}))
+    assert refused.value.param == "grader.model"
+    with pytest.raises(ValueError, match=r"lacks weights of a LlamaForSequenceClassification: score\.weight$"):
+        check_reward_model(folder)
+
+
+@pytest.mark.parametrize("padding", [None, 2, 3])
+def test_a_decoder_is_read_at_the_last_token_of_each_text(padding, tmp_path):
+    """As the model alone, whether its configuration pads with no token, the one that ends a text, or another."""
+    folder, model = save_decoder(tmp_path, LlamaForSequenceClassification, pad_token_id=padding, num_labels=1)
+    texts = ["a b", "a", "b b a a b", "a a"]
+    with torch.inference_mode():
+        alone = [model(torch.tensor([[*map("_ab".index, text.split()), 2]])).logits.item() for text in texts]
+    spec = {**SPEC, "input": [{"role": "user", "content": "{{ sample.output_text }} b"}]}
+    np.testing.assert_allclose(rewards(spec, folder, texts), alone, atol=1e-5)
+
+
+def save_decoder(folder, kind, **config):
+    """A random Llama over the words a and b, whose tokenizer has no token for padding."""
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 2, "c": 3}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", eos_token="b").save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = kind(LlamaConfig(vocab_size=4, initializer_range=1.0, **sizes, **config)).eval()
+    model.save_pretrained(folder)
+    return folder, model
+
+
+def test_a_robertas_longest_text_is_graded_and_a_longer_one_fails_alone(tmp_path):
+    """Two of its position embeddings, for padding and what is before it, belong to no text."""
+    words = Tokenizer(models.WordLevel({"<s>": 0, "<pad>": 1, "a": 2, "<unk>": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>").save_pretrained(tmp_path)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = RobertaConfig(vocab_size=4, max_position_embeddings=CONTEXT + 2, pad_token_id=1, num_labels=1, **sizes)
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    with parse_grader(SPEC, GraderEnvironment(reward_models={"rm": tmp_path})) as grader:
+        grades = grader.grade_many([(Sample("a " * words), {}) for words in (CONTEXT, CONTEXT + 1, 1)])
+    assert [grade.error for grade in grades] == [
+        None,
+        f"the conversation has {CONTEXT + 1} tokens, the reward model rm reads {CONTEXT}",
+        None,
+    ]
 
 
 @pytest.mark.slow(30)
