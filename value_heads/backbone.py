@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from value_heads.scoring import Request, Search
+from value_heads.scoring import Request, Search, padding_first, reordered
 from value_heads.shared import Adapter, State, shared_model
 from value_heads.stack import Chunk, check_betas
 from value_heads.tilt import Tilt
@@ -112,8 +112,9 @@ class LoraBackbone:
     ) -> Tensor:
         """V [R, S] at every token, given the keys and values in ``cache``, which grows by S tokens.
 
-        ``valid`` [R, cached + S] bool: false at padding. Rows padded only on the right do not need it, because causal
-        attention never reads later positions.
+        ``valid`` [R, cached + S] bool: false at padding, which stands before a row's cached tokens and after its new
+        ones (``padding_first``). Rows padded only on the right do not need it, because causal attention never reads
+        later positions.
         """
         device, head = self.model.device, self.heads[iteration]
         places = {}
@@ -141,9 +142,11 @@ class LoraBackbone:
         responses_RT, known_RT = _padded(responses)
         read = DynamicCache()
         self.values(iteration, prompts_PS, read)
+        known_PS, order_PS = padding_first(known_PS)
         repeated, layers, index = DynamicCache(), cast(Any, read.layers), rows.to(self.model.device)
         for number, layer in enumerate(layers):
-            repeated.update(layer.keys[index], layer.values[index], number)
+            keys, values = (reordered(states, order_PS)[index] for states in (layer.keys, layer.values))
+            repeated.update(keys, values, number)
         return self.values(iteration, responses_RT, repeated, torch.cat([known_PS[rows], known_RT], dim=1))
 
     def iteration_state(self, iteration: int) -> State:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -41,7 +41,8 @@ class Backbone(Protocol):
     def num_layers(self) -> int: ...
 
     def values(self, iteration: int, tokens_RS: Tensor, cache: DynamicCache | None, valid: Tensor | None) -> Tensor:
-        """V [R, S] at every token; ``cache`` grows by S tokens; ``valid`` [R, cached + S] is false at padding."""
+        """V [R, S] at every token; ``cache`` grows by S tokens; ``valid`` [R, cached + S] is false at padding, which
+        stands before a row's cached tokens and after its new ones."""
         ...
 
 
@@ -138,6 +139,12 @@ class Piece:
     def past(self) -> int:
         return self.before.valid_RS.shape[1] if self.before else 0
 
+    @cached_property
+    def past_order(self) -> tuple[Tensor, Tensor | None]:
+        """``padding_first`` of the cached rows that the new tokens follow."""
+        assert self.before is not None
+        return padding_first(self.before.valid_RS[self.origin_R])
+
 
 class ScoreQueue:
     """The pending requests of one shared model. After each ``add``, ``drain`` must run in the model's worker."""
@@ -228,10 +235,26 @@ def _prefix(request: Request) -> Piece:
     return Piece(None, torch.arange(len(rows)), pad_sequence(rows, batch_first=True), lengths_R)
 
 
+def padding_first(valid_RS: Tensor) -> tuple[Tensor, Tensor | None]:
+    """``valid_RS`` with each row's padding before its tokens, and the positions [R, S] in this order (None: as given).
+
+    A sliding window counts positions, so that padding between cached and new tokens would take the place of tokens.
+    """
+    sorted_RS, order_RS = valid_RS.sort(dim=1, stable=True)
+    return sorted_RS, None if torch.equal(sorted_RS, valid_RS) else order_RS
+
+
+def reordered(states: Tensor, order_RS: Tensor | None) -> Tensor:
+    """Keys or values [R, heads, S, d] in the order of ``padding_first``."""
+    if order_RS is None:
+        return states
+    return states.gather(2, order_RS.to(states.device)[:, None, :, None].expand_as(states))
+
+
 def read(backbone: Backbone, adapters: int, pieces: Sequence[Piece]) -> tuple[list[list[Tensor]], list[Read]]:
     """V_t [R] of each piece at its rows' last tokens for every adapter t, and the piece's new cache.
 
-    One forward pass per adapter. Searches are padded to the longest, on the right of the cached and of the new tokens.
+    One forward pass per adapter. Rows are padded to the longest, before their cached and after their new tokens.
     """
     device = backbone.model.device
     past_length = max(piece.past for piece in pieces)
@@ -244,10 +267,10 @@ def read(backbone: Backbone, adapters: int, pieces: Sequence[Piece]) -> tuple[li
     for span, piece in zip(_spans(sizes), pieces, strict=True):
         tokens_RL[span, : piece.tokens_RL.shape[1]] = piece.tokens_RL.cpu()
         if piece.before:
-            valid_RS[span, : piece.past] = piece.before.valid_RS[piece.origin_R]
+            valid_RS[span, past_length - piece.past : past_length] = piece.past_order[0]
     tokens_RL.masked_fill_(~valid_RS[:, past_length:], 0)
-    kept_positions = [[*range(p.past), *range(past_length, past_length + p.tokens_RL.shape[1])] for p in pieces]
-    reads = [Read([], valid_RS[span][:, k]) for span, k in zip(_spans(sizes), kept_positions, strict=True)]
+    kept_positions = [slice(past_length - p.past, past_length + p.tokens_RL.shape[1]) for p in pieces]
+    reads = [Read([], valid_RS[span, kept]) for span, kept in zip(_spans(sizes), kept_positions, strict=True)]
     values: list[list[Tensor]] = [[] for _ in pieces]
     for adapter in range(adapters):
         cache = DynamicCache()  # keeps all keys; one made from the config would drop those outside a sliding window
@@ -277,16 +300,16 @@ def _gather(pieces: Sequence[Piece], adapter: int, layer: int, past_length: int)
         for piece in pieces:
             assert piece.before is not None
             cached = piece.before.layers[adapter][layer][index]
-            parts.append(F.pad(cached[piece.origin_R.to(cached.device)], (0, 0, 0, past_length - piece.past)))
+            rows = reordered(cached[piece.origin_R.to(cached.device)], piece.past_order[1])
+            parts.append(F.pad(rows, (0, 0, past_length - piece.past, 0)))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     return padded(0), padded(1)
 
 
-def _cut_cache(keys: Tensor | None, values: Tensor | None, span: slice, positions: list[int]) -> tuple[Tensor, Tensor]:
+def _cut_cache(keys: Tensor | None, values: Tensor | None, span: slice, positions: slice) -> tuple[Tensor, Tensor]:
     """One search's part of a layer's keys and values, without padding added for other searches."""
     assert keys is not None and values is not None
-    if span.stop - span.start == len(keys) and len(positions) == keys.shape[2]:
+    if (span.stop - span.start, positions.stop - positions.start) == (keys.shape[0], keys.shape[2]):
         return keys, values
-    index = torch.tensor(positions, device=keys.device)
-    return keys[span].index_select(2, index), values[span].index_select(2, index)
+    return keys[span, :, positions].clone(), values[span, :, positions].clone()  # a view would hold the whole batch

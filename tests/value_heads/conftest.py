@@ -25,6 +25,16 @@ def values(model_dir):
 @pytest.fixture(scope="module")
 def exact(model_dir):
     """In float64, where what is computed alike differs by nothing that can be seen."""
+    return in_float64(model_dir)
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory):
+    """In float64, on a model that attends to three tokens."""
+    return in_float64(write_model(tmp_path_factory.mktemp("windowed"), seed=0, sliding_window=3))
+
+
+def in_float64(model_dir) -> LoraValues:
     backbone = LoraBackbone(model_dir, num_layers=2, rank=4, dtype=torch.float64)
     for _ in range(3):
         randomise(backbone, backbone.add_iteration())

@@ -1,4 +1,4 @@
-"""Value functions by LoRA on a tiny Llama, and what their scores have to be."""
+"""Value functions by LoRA on a tiny Llama or Mistral, and what their scores have to be."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaModel
+from transformers import AutoModel, LlamaConfig, MistralConfig
 
 from value_heads import Example, LoraBackbone, LoraValues
 
 VOCABULARY = 50
 
 
-def write_model(directory, seed: int):
+def write_model(directory, seed: int, sliding_window: int | None = None):
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    LlamaModel(config).save_pretrained(directory)
+    shape = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    config = MistralConfig(**shape, sliding_window=sliding_window) if sliding_window else LlamaConfig(**shape)
+    AutoModel.from_config(config).save_pretrained(directory)
     return directory
 
 

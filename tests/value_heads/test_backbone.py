@@ -21,7 +21,7 @@ def grouped_rows(backbone: LoraBackbone) -> list[torch.Tensor]:
     return [values_T[: len(answer)] for values_T, (_, answer) in zip(values_RT, ANSWERS, strict=True)]
 
 
-def test_a_prompt_read_once_gives_the_values_of_whole_rows(values, exact):
+def test_a_prompt_read_once_gives_the_values_of_whole_rows(values, exact, windowed):
     read: list[tuple[int, ...]] = []
     hook = shapes_read(values.backbone, read)
     grouped = grouped_rows(values.backbone)
@@ -29,15 +29,17 @@ def test_a_prompt_read_once_gives_the_values_of_whole_rows(values, exact):
     assert read == [(2, 7), (4, 4)]
     for grouped_values, expected in zip(grouped, whole_rows(values.backbone), strict=True):
         torch.testing.assert_close(grouped_values, expected, atol=1e-5, rtol=1e-5)
-    for grouped_values, expected in zip(grouped_rows(exact.backbone), whole_rows(exact.backbone), strict=True):
-        torch.testing.assert_close(grouped_values, expected, atol=1e-9, rtol=1e-9)
+    for backbone in (exact.backbone, windowed.backbone):
+        for grouped_values, expected in zip(grouped_rows(backbone), whole_rows(backbone), strict=True):
+            torch.testing.assert_close(grouped_values, expected, atol=1e-9, rtol=1e-9)
 
 
-def test_a_prompt_read_once_gives_the_gradients_of_whole_rows(exact):
-    gradients = []
+@pytest.mark.parametrize("model", ["exact", "windowed"])
+def test_a_prompt_read_once_gives_the_gradients_of_whole_rows(model, request):
+    backbone, gradients = request.getfixturevalue(model).backbone, []
     for rows in (grouped_rows, whole_rows):
-        with exact.backbone.training(1) as parameters:
-            torch.cat(rows(exact.backbone)).square().sum().backward()
+        with backbone.training(1) as parameters:
+            torch.cat(rows(backbone)).square().sum().backward()
             gradients.append([parameter.grad.clone() for parameter in parameters])
             for parameter in parameters:
                 parameter.grad = None

@@ -12,7 +12,7 @@ import torch
 
 from tests.value_heads.lora import VOCABULARY, bundle, full, random_chunk, search
 from value_heads import LoraValues
-from value_heads.scoring import CACHES
+from value_heads.scoring import CACHES, Request, Search, score
 
 
 async def scores(values: LoraValues, prompts: list[list[int]], ragged: bool = False) -> list[torch.Tensor]:
@@ -70,6 +70,22 @@ async def test_rows_of_unequal_length_score_as_read_at_once(values):
         rows = zip(texts, chunk.tokens_RL.tolist(), chunk.lengths_R.tolist(), strict=True)
         texts = [text + row[:n] for text, row, n in rows]
         torch.testing.assert_close(got, torch.tensor([full(values, text) for text in texts]), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["exact", "windowed"])
+def test_rows_of_several_searches_in_one_batch_score_as_each_row_alone(model, request):
+    """Rows of all lengths, as of text endpoints; a window counts no padding."""
+    values = request.getfixturevalue(model)
+    generator = torch.Generator().manual_seed(0)
+    searches = [Search(values.betas, [prompt]) for prompt in PROMPTS]
+    for parents in ([0], [2, 1], [0, 7]):
+        requests = []
+        for length, each in enumerate(searches, start=2):
+            chunk = random_chunk(generator, 4 * len(parents), length, ragged=True)
+            requests.append(Request(values.backbone, each, parents, 4, chunk.tokens_RL, chunk.lengths_R))
+        for totals_R, each in zip(score(requests), searches, strict=True):
+            alone_R = torch.tensor([full(values, row) for row in each.rows], dtype=torch.float64)
+            torch.testing.assert_close(totals_R, alone_R, atol=1e-9, rtol=1e-9)
 
 
 async def test_a_search_whose_cache_was_given_up_reads_its_prefix_again(exact, monkeypatch):
