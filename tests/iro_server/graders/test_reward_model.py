@@ -116,13 +116,17 @@ def test_a_developers_message_is_the_systems(small, tmp_path):
     assert texts == ["a ", "a ", "b "]
 
 
-def test_a_directory_without_a_model_is_refused_and_so_are_labels_from_a_reward_model(small, tmp_path):
+def test_a_directory_without_a_model_is_refused_and_so_are_labels_and_rankings_of_a_reward_model(small, tmp_path):
     with pytest.raises(GraderError, match="holds no model") as refused:
         parse_grader(SPEC, GraderEnvironment(reward_models={"rm": tmp_path}))
     assert refused.value.param == "grader.model"
     labels = {**SPEC, "type": "label_model", "labels": ["a"], "passing_labels": ["a"]}
     with pytest.raises(GraderError, match="use score_model"):
         parse_grader(labels, GraderEnvironment(reward_models={"rm": small[0]}))
+    ranked = {**SPEC, "input": [{"role": "user", "content": "a"}], "ranking": {"completion": "{{ sample.output_text }}"}}
+    with pytest.raises(GraderError, match="one at a time") as refused:
+        parse_grader(ranked, GraderEnvironment(reward_models={"rm": small[0]}))
+    assert refused.value.param == "grader.ranking"
 
 
 def test_a_model_without_a_score_is_refused_before_it_grades_at_random(tmp_path):
