@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from openai import OpenAI
+from openai import APIError, OpenAI
 from openai.types.fine_tuning import FineTuningJob
 from rich.console import Console
 from rich.progress import track
@@ -72,8 +72,11 @@ def run_demo(out: Path = Path("runs/demo"), size: DemoSize | None = None, consol
     train, heldout = prompt_rows(size.train_prompts + size.validation_prompts, size.heldout_prompts)
     prompts = [row["prompt"] for row in heldout]
     with running_server(out / "server.log") as client:
-        job = align(client, grader, train, size, console)
-        finals = dict(continuations(client, job, prompts, size, console))
+        try:
+            job = align(client, grader, train, size, console)
+            finals = dict(continuations(client, job, prompts, size, console))
+        except APIError as error:
+            raise DemoError(f"the demo's server ({out / 'server.log'}): {error}") from error
     with parse_grader(grader) as reward, console.status("Judging"):
         results = judge(finals, prompts, lambda texts: _rewards(reward, texts))
     results |= {"job": job.id, "model": job.model, "size": vars(size), "seconds": time.monotonic() - started}
@@ -140,13 +143,14 @@ def continuations(
     client: OpenAI, job: FineTuningJob, prompts: Sequence[str], size: DemoSize, console: Console
 ) -> Iterator[tuple[str, list[list[str]]]]:
     """(name, finals of each prompt): the base's 16 samples, 16 finals of each iteration, best value first, and the
-    aligned model's answer of one row."""
+    aligned model's answer of one row, however many rows the job chose to serve."""
     checkpoints = sorted(
         client.fine_tuning.jobs.checkpoints.list(job.id).data, key=lambda checkpoint: checkpoint.step_number
     )
+    sixteen: JsonObject = {"rows": FINALS}
     models: list[tuple[str, str, int, JsonObject]] = [
         ("base", job.model, FINALS, {"num_successors": FINALS}),  # one beam without chunks: plain samples
-        *((f"IRO-{part.step_number}", part.fine_tuned_model_checkpoint, FINALS, {}) for part in checkpoints),
+        *((f"IRO-{part.step_number}", part.fine_tuned_model_checkpoint, FINALS, sixteen) for part in checkpoints),
         (ONE_ROW, str(job.fine_tuned_model), 1, {"rows": 1}),
     ]
     for label, name, count, search in models:
