@@ -37,6 +37,7 @@ class BenchTasksConfig(JobConfig):
             "tasks_of",
             "tilt_strengths",
             "each_iteration",
+            "grpo_reward_calls",
         }
     )
 
@@ -59,6 +60,9 @@ class BenchTasksConfig(JobConfig):
     )
     each_iteration: bool = Field(
         False, description="Measure the models of all iterations that a job kept: judge against reward as they go on."
+    )
+    grpo_reward_calls: int | None = Field(
+        None, ge=1, description="Graded completions that a GRPO yet to be trained learns from; as the job's by default."
     )
     train_prompts: int = Field(96, ge=4, description="Prompts of a value function's rollouts.")
     validation_prompts: int = Field(12, ge=1, description="Choose an iteration; as many others compare it.")

@@ -1,4 +1,5 @@
-"""Group relative policy optimisation (arXiv:2402.03300) with as many reward calls as the alignment job made."""
+"""Group relative policy optimisation (arXiv:2402.03300) with as many reward calls as the alignment job made, or as the
+config says."""
 
 from __future__ import annotations
 
@@ -45,12 +46,13 @@ def train_grpo(piece: Piece, folder: Path) -> Cost:
     group = min(GROUP, piece.config.rollouts_per_prompt)
     at_once = max(group, COMPLETIONS_AT_ONCE // group * group)
     passes = max(1, group * min(PROMPTS_A_STEP, len(prompts)) // at_once)
+    reward_calls = piece.config.grpo_reward_calls or piece.trained.reward_calls
     options = trainer_options(piece, folder) | {
         "num_generations": group,
         "max_completion_length": piece.max_tokens,
         "per_device_train_batch_size": at_once,
         "gradient_accumulation_steps": passes,
-        "max_steps": max(1, piece.trained.reward_calls // (at_once * passes)),
+        "max_steps": max(1, reward_calls // (at_once * passes)),
         "temperature": 1.0,
     }
     trainer: Any = GRPOTrainer(
