@@ -8,6 +8,7 @@ Axes in tensor names: V vocabulary, D width, r rank, N states.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from value_heads.file_modes import give_mode_of
 from value_heads.tilt import STOP, Tilt, token_products
+from value_heads.tilt_rank import truncation
 
 PENALTY = 1e-3  # of the direction's ridge regression, relative to the states' mean square
 HELDOUT_SHARE = 4  # one state in so many measures the direction's error
@@ -98,13 +100,17 @@ def compressed(adapter: HeadAdapter, rank: int) -> tuple[HeadAdapter, float]:
     if len(adapter.lora_A) <= rank:
         return adapter, 0.0
     columns = adapter.lora_B - adapter.lora_B.mean(0)
-    states_Dr, of_states = torch.linalg.qr(adapter.lora_A.T)
-    tokens_Vr, of_tokens = torch.linalg.qr(columns)
-    left_vectors, sizes, right_vectors = torch.linalg.svd(of_tokens @ of_states.T, full_matrices=False)
-    lora_A = right_vectors[:rank] @ states_Dr.T
-    lora_B = tokens_Vr @ (left_vectors[:, :rank] * sizes[:rank])
-    missing = float(sizes[rank:].square().sum().sqrt() / sizes.square().sum().sqrt().clamp(min=1e-30))
-    return HeadAdapter(lora_A.contiguous(), lora_B.contiguous(), adapter.static), missing
+    of_states, of_tokens, missing, size = truncation(adapter.lora_A, columns, rank)
+    smaller = HeadAdapter((of_states @ adapter.lora_A).contiguous(), columns @ of_tokens.T, adapter.static)
+    return smaller, missing / max(size, 1e-30)
+
+
+def rms_additions(adapter: HeadAdapter, state_length: float) -> float:
+    """Root mean square of what the adapter adds, but for its static part, over states of this length in all directions
+    alike, in logits, without the constant that it adds to all of a state's."""
+    columns = adapter.lora_B - adapter.lora_B.mean(0)
+    squares = (columns.T @ columns * (adapter.lora_A @ adapter.lora_A.T)).sum().clamp(min=0)
+    return state_length * math.sqrt(float(squares) / (len(columns) * adapter.lora_A.shape[1]))
 
 
 def write_peft(adapter: HeadAdapter, folder: Path, base_model: str, module: str) -> Path:

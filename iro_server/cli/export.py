@@ -13,12 +13,14 @@ from iro_server.cli.keys import DataDir
 from iro_server.cli.model import model_dir
 from iro_server.cli.run_folder import alignment_folder
 from iro_server.engines.prepare import DEFAULT_MODEL
+from iro_server.engines.vllm_server import MAX_RANK
 
 if TYPE_CHECKING:
     from value_heads.tilt import Tilt
 
 Format = Literal["peft", "vllm", "logit_bias"]
 ENTRIES = 300  # that OpenAI's API takes
+RMS = "root mean square, in logits"
 UNPROVEN = "the 95 % interval of the job's gain is not above 0: a server answers as the frozen model, without this tilt"
 
 
@@ -30,6 +32,15 @@ def export(
     ] = "peft",
     model: Annotated[str, typer.Option("--model", help="A model directory, or a name to prepare.")] = DEFAULT_MODEL,
     entries: Annotated[int, typer.Option(min=1, help="Of logit_bias, the strongest; OpenAI takes 300.")] = ENTRIES,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"Of an adapter, at most; the largest singular values are kept. vllm: {MAX_RANK}, which `make vllm` "
+            "admits, its bias counted in; peft: all.",
+            show_default=False,
+        ),
+    ] = None,
     without_words: Annotated[
         bool,
         typer.Option(
@@ -45,6 +56,8 @@ def export(
 
     if out.exists():
         raise FileExistsError(f"{out} exists")
+    if format == "logit_bias" and rank is not None:
+        raise ValueError("logit_bias has no ranks: leave --rank out, or take --entries")
     folder = alignment_folder(values, data_dir)
     bundle = _bundle(folder, values)
     directory = model_dir(model)
@@ -64,7 +77,7 @@ def export(
     elif format == "vllm" and (tilt.direction is None or tilt.direction_error is None):
         raise ValueError(f"{bundle} is of an earlier format, without the direction that a bias needs: align anew")
     else:
-        _write_adapter(unsharpened, format, directory, model, out)
+        _write_adapter(unsharpened, format, rank, directory, model, out)
     if _is_unproven(folder):
         typer.echo(f"Warning: {UNPROVEN}", err=True)
     if told := _temperature(folder, tilt):
@@ -72,20 +85,30 @@ def export(
     typer.echo(out)
 
 
-def _write_adapter(tilt: Tilt, format: Format, directory: Path, model: str, out: Path) -> None:
-    """Write an adapter of the output head of the model in ``directory``; for vLLM, print the error of its bias."""
+def _write_adapter(tilt: Tilt, format: Format, rank: int | None, directory: Path, model: str, out: Path) -> None:
+    """Write an adapter of the output head of the model in ``directory``; print the errors of ranks that are left out,
+    and for vLLM of its bias."""
     from iro_server.engines.output_head import read_output_head
-    from value_heads.tilt_export import head_adapter, without_static, write_peft
+    from value_heads.tilt_export import compressed, head_adapter, rms_additions, without_static, write_peft
 
     head = read_output_head(directory)
-    adapter = head_adapter(tilt, head.weight_VD)
+    exact = head_adapter(tilt, head.weight_VD)
+    ranks = len(exact.lora_A)
+    if format == "vllm":
+        rank = (rank or MAX_RANK) - 1  # one is the bias
+        if rank == 0 and ranks:
+            raise ValueError("--rank 1 is the bias alone, and the tilt reads the model's state: take 2 or more")
+    adapter, missing = compressed(exact, ranks if rank is None else rank)
+    if missing:
+        error = missing * rms_additions(exact, head.state_length)
+        typer.echo(f"{ranks - len(adapter.lora_A)} of the ranks are left out: off by {error:.4f} ({RMS})")
     if format == "peft":
         write_peft(adapter, out, model, head.name)
         return
     assert tilt.direction is not None and tilt.direction_error is not None
     write_peft(without_static(adapter, tilt.direction), out, model, head.name)
     error = float(tilt.direction_error) * float(adapter.static.square().mean().sqrt())
-    typer.echo(f"The bias is one of the ranks: off by {error:.4f} (root mean square, in logits)")
+    typer.echo(f"The bias is one of the ranks: off by {error:.4f} ({RMS})")
 
 
 def _write_logit_bias(tilt: Tilt, entries: int, out: Path) -> None:

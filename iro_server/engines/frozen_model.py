@@ -22,6 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from iro_server.engines import attention
 from iro_server.engines.memory import available_memory
+from iro_server.engines.output_head import final_norms
 from iro_server.engines.packed_linear import Forward, packed_forwards
 from value_heads.whole_models import load_whole_model
 
@@ -103,6 +104,13 @@ class FrozenModel:
         """[V, D]: the output head's row of each token."""
         weight: Tensor = self.model.get_output_embeddings().weight
         return weight
+
+    @property
+    def state_length(self) -> float:
+        """As ``OutputHead.state_length``."""
+        width = self.head_weight.shape[1]
+        weights = list(final_norms(self.model, width).values())
+        return float(weights[-1].float().norm()) if weights else width**0.5
 
     def logits(self, states_MD: Tensor) -> Tensor:
         """[M, V] float32, from the decoder's final states: the head's own scales and soft caps included."""

@@ -45,10 +45,15 @@ def read_output_head(model_dir: Path) -> OutputHead:
 def _state_length(model: Any, model_dir: Path, width: int) -> float:
     """That of a norm without weights where no other's are here."""
     files = tensor_names(model_dir)
-    norms = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.shape == (width,) and name.endswith("norm.weight") and ".layers." not in name
-    ]
+    norms = final_norms(model, width)
     stored = [name for name in norms if name in files and (model_dir / files[name]).exists()]
     return float(read_tensor(model_dir, stored[-1]).float().norm()) if stored else width**0.5
+
+
+def final_norms(model: Any, width: int) -> dict[str, Tensor]:
+    """Weights of norms outside the model's layers, by name."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.shape == (width,) and name.endswith("norm.weight") and ".layers." not in name
+    }

@@ -11,16 +11,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from iro_server import JsonObject
 from iro_server.engines.describe import Description
+from iro_server.engines.output_head import read_output_head
 from iro_server.engines.prepare import prepare_model
+from iro_server.engines.vllm_server import MAX_RANK
 from tests.iro_server.test_cli import iro
 from value_heads import FeatureSpec, LinearHead, ValueStack, save_bundle
 from value_heads.length_features import NUM_LENGTH_FEATURES
 from value_heads.prompt_features import FEATURES
 from value_heads.tilt import Tilt, sharpened, zero_tilt
+from value_heads.tilt_export import head_adapter
 
 STOP_IDS = (2,)
 LOADS_WITH_PEFT = """
@@ -245,3 +249,82 @@ def test_what_no_adapter_holds_is_refused(tmp_path: Path, tilt: Tilt, model_dir:
     assert "exists" in refused(words, "--out", str(tmp_path / "out"))
     assert "earlier format" in refused(words, "--without-words", "--format", "vllm", "--out", str(tmp_path / "v"))
     assert "neither a value bundle" in refused(str(tmp_path), "--out", str(tmp_path / "v"))
+
+
+@pytest.fixture(scope="module")
+def two_rounds(tilt: Tilt, head_VD: torch.Tensor) -> Tilt:
+    """Of 32 factors whose rows are orthogonal, of which the last add least; with stop gate and bias 34 ranks."""
+    width = head_VD.shape[1]
+    generator = torch.Generator().manual_seed(1)
+    rows_Dr = torch.linalg.qr(torch.randn(width, 33, generator=generator)).Q
+    sizes_r1 = torch.linspace(0.2, 0.01, 32)[:, None]
+    gates = torch.zeros_like(tilt.gates)
+    gates[FEATURES.index("stop"), :-1] = rows_Dr[:, 32]
+    return replace(
+        tilt,
+        state_factor=torch.cat([sizes_r1 * rows_Dr[:, :32].T, torch.randn(32, 1, generator=generator)], 1),
+        token_factor=torch.randn(32, width, generator=generator),
+        gates=gates,
+        direction=torch.full((width,), 0.01),
+        direction_error=torch.tensor(0.25),
+    )
+
+
+def exported(bundle: str, out: Path, *arguments: str) -> tuple[list[str], torch.Tensor, torch.Tensor]:
+    """What is printed before the folder's name, ``lora_A`` and ``lora_B``."""
+    done = iro("export", bundle, "--out", str(out), *arguments)
+    assert done.exit_code == 0, done.output
+    tensors = load_file(out / "adapter_model.safetensors")
+    first, second = (next(part for name, part in tensors.items() if f"{key}.weight" in name) for key in "AB")
+    assert json.loads((out / "adapter_config.json").read_text())["r"] == len(first)
+    return done.stdout.splitlines()[:-1], first, second
+
+
+def test_an_adapter_for_vllm_has_the_ranks_that_it_admits_and_its_error_is_printed(
+    tmp_path: Path, two_rounds: Tilt, head_VD: torch.Tensor, model_dir: Path
+) -> None:
+    """34 ranks become 32. The error: of the two singular values that are left out, over states of the norm's length."""
+    bundle = saved(tmp_path / "bundle", two_rounds, model_dir)
+    exact = head_adapter(two_rounds, head_VD)
+    columns_Vr = (exact.lora_B - exact.lora_B.mean(0)) * exact.lora_A.norm(dim=1)  # rows are orthogonal
+    sizes_r = torch.linalg.svdvals(columns_Vr)
+    assert len(sizes_r) == 33
+    left_out = float(sizes_r[31:].norm() * read_output_head(model_dir).state_length / head_VD.numel() ** 0.5)
+    of_bias = 0.25 * float(exact.static.square().mean().sqrt())
+    printed, lora_A, lora_B = exported(bundle, tmp_path / "vllm", "--format", "vllm")
+    assert len(lora_A) == MAX_RANK == 32 and left_out > 0.01
+    assert printed == [
+        f"2 of the ranks are left out: off by {left_out:.4f} (root mean square, in logits)",
+        f"The bias is one of the ranks: off by {of_bias:.4f} (root mean square, in logits)",
+    ]
+    states_ND = torch.eye(head_VD.shape[1])
+    missing = (exact.additions(states_ND) - exact.static) - states_ND @ lora_A[:-1].T @ lora_B[:, :-1].T
+    missing = missing - missing.mean(1, keepdim=True)
+    assert float(missing.double().norm()) == pytest.approx(float(sizes_r[31:].norm()), rel=1e-3)
+    for rank in ("34", "99"):
+        printed, lora_A, lora_B = exported(bundle, tmp_path / rank, "--format", "vllm", "--rank", rank)
+        assert (
+            len(printed) == 1 and torch.equal(lora_A[:-1], exact.lora_A) and torch.equal(lora_B[:, :-1], exact.lora_B)
+        )
+
+
+def test_an_adapter_for_peft_keeps_all_ranks_unless_it_is_asked_for_fewer(
+    tmp_path: Path, two_rounds: Tilt, model_dir: Path
+) -> None:
+    bundle = saved(tmp_path / "bundle", two_rounds, model_dir)
+    printed, lora_A, _ = exported(bundle, tmp_path / "all")
+    assert printed == [] and len(lora_A) == 33
+    printed, same_A, _ = exported(bundle, tmp_path / "same", "--rank", "33")
+    assert printed == [] and torch.equal(same_A, lora_A)
+    printed, fewer_A, _ = exported(bundle, tmp_path / "fewer", "--rank", "8")
+    assert len(fewer_A) == 8 and printed[0].startswith("25 of the ranks are left out: off by ")
+
+
+def test_ranks_that_make_no_adapter_are_refused(tmp_path: Path, two_rounds: Tilt, model_dir: Path) -> None:
+    bundle, out = saved(tmp_path / "bundle", two_rounds, model_dir), ("--out", str(tmp_path / "out"))
+    one = iro("export", bundle, *out, "--format", "vllm", "--rank", "1")
+    line = "Error: --rank 1 is the bias alone, and the tilt reads the model's state: take 2 or more\n"
+    assert (one.exit_code, one.stderr) == (2, line)
+    assert "logit_bias has no ranks: leave --rank out" in refused(bundle, *out, "--format", "logit_bias", "--rank", "8")
+    assert "--rank" in refused(bundle, *out, "--rank", "0")
+    assert not (tmp_path / "out").exists()

@@ -29,26 +29,26 @@ VOCABULARY, WIDTH, STOP = len(WORDS), 6, 7
 PROMPT = [4, 0, 6, 3, 4]  # " a river. lamp a": its last word is followed by "river"
 
 
-def random_tilt(seed: int, rank: int = 3) -> Tilt:
+def random_tilt(seed: int, rank: int = 3, vocabulary: int = VOCABULARY, width: int = WIDTH) -> Tilt:
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
     return Tilt(
-        bias=normal(VOCABULARY),
-        state_factor=normal(rank, WIDTH + 1),
-        token_factor=normal(rank, WIDTH),
-        gates=normal(len(FEATURES), WIDTH + 1),
-        ignored=(4,),
-        stop_ids=(STOP,),
+        bias=normal(vocabulary),
+        state_factor=normal(rank, width + 1),
+        token_factor=normal(rank, width),
+        gates=normal(len(FEATURES), width + 1),
+        ignored=(min(4, vocabulary - 1),),
+        stop_ids=(min(STOP, vocabulary - 1),),
         length_factor=normal(rank, NUM_LENGTH_FEATURES) if seed % 3 else None,
         length_stop=normal(NUM_LENGTH_FEATURES) if seed % 3 else None,
     )
 
 
-def head() -> torch.Tensor:
-    return torch.randn(VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(99))
+def head(vocabulary: int = VOCABULARY, width: int = WIDTH) -> torch.Tensor:
+    return torch.randn(vocabulary, width, generator=torch.Generator().manual_seed(99))
 
 
 def additions(tilt: Tilt, states: torch.Tensor, response: list[int]) -> torch.Tensor:
@@ -66,13 +66,14 @@ def defined_additions(
     tilt: Tilt, states_ND: torch.Tensor, lengths_NL: torch.Tensor, features_NVF: torch.Tensor
 ) -> torch.Tensor:
     """A(s, .) [N, V] without the sharpness, written out."""
+    head_shape = len(tilt.bias), states_ND.shape[1]
     with_one = torch.cat([states_ND, torch.ones(len(states_ND), 1)], 1)
     states_Nr, gates_NF = with_one @ tilt.state_factor.T, with_one @ tilt.gates.T
     if tilt.length_factor is not None and tilt.length_stop is not None:
         states_Nr = states_Nr + lengths_NL @ tilt.length_factor.T
         gates_NF[:, FEATURES.index("stop")] += lengths_NL @ tilt.length_stop
     gated = torch.einsum("nf,nvf->nv", gates_NF, features_NVF.float())
-    return tilt.bias + states_Nr @ (tilt.token_factor @ head().T) + gated
+    return tilt.bias + states_Nr @ (tilt.token_factor @ head(*head_shape).T) + gated
 
 
 def test_tokens_of_one_word_form_a_group() -> None:
@@ -92,6 +93,34 @@ def test_a_search_adds_what_the_fit_reads(response: list[int], seed: int) -> Non
     features = candidate_features(GROUPS, PROMPT, tilt.ignored, stop_ids, response, candidates)
     expected = defined_additions(tilt, states, length_features(GROUPS.lengths(response)[:-1]), features)
     assert torch.allclose(additions(tilt, states, response), expected, atol=1e-4)
+
+
+@given(st.data(), st.integers(1, 40), st.integers(1, 12), st.integers(0, 5), st.integers(0, 99))
+def test_rows_of_several_sessions_get_their_own_additions_in_all_shapes(
+    data: st.DataObject, vocabulary: int, width: int, rank: int, seed: int
+) -> None:
+    """Sessions of different prompts and lengths, with rows of different tokens, in one product."""
+    tokens = st.integers(0, vocabulary - 1)
+    groups = TokenGroups(data.draw(st.lists(st.sampled_from(WORDS), min_size=vocabulary, max_size=vocabulary)))
+    tilt = random_tilt(seed, rank, vocabulary, width)
+    bound = BoundTilt(tilt, head(vocabulary, width), groups)
+    sessions, features, lengths = [], [], []
+    for _ in range(data.draw(st.integers(1, 3))):
+        prompt = data.draw(st.lists(tokens, min_size=1, max_size=6))
+        shared, newest = data.draw(st.lists(tokens, max_size=4)), data.draw(st.lists(tokens, min_size=1, max_size=4))
+        sessions.append(bound.start(prompt))
+        for token in shared:
+            sessions[-1].take([[token]])
+        sessions[-1].take([newest])
+        for token in newest:
+            response = [*shared, token, 0]
+            every = torch.arange(vocabulary).expand(len(response), -1)
+            stop_ids = torch.tensor(tilt.stop_ids)
+            features.append(candidate_features(groups, prompt, tilt.ignored, stop_ids, response, every)[-1])
+            lengths.append(length_features(groups.lengths(response)[:-1])[-1])
+    states_MD = torch.randn(len(features), width, generator=torch.Generator().manual_seed(seed))
+    expected = defined_additions(tilt, states_MD, torch.stack(lengths), torch.stack(features))
+    torch.testing.assert_close(bound.additions(states_MD, sessions), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_ignored_tokens_are_no_words_of_the_prompt_however_they_are_spelled() -> None:

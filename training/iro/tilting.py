@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 from iro_server.decoding.base import SearchParams
@@ -50,11 +50,14 @@ from training.json_values import JsonObject
 from training.run import Run
 from value_heads.threads import on_fresh_thread
 from value_heads.tilt import Tilt, TiltPart, fold_tilts, sharpened, with_repetition_penalty
+from value_heads.tilt_rank import recompressed
 
 CODE = "exploitable_grader"
 TRIAL_SAMPLES = 8  # of each held-out prompt and tilt
 TRIALS = {"words": (1.0, 2.0, 3.0), "states": (0.5, 1.0), "bias": (4.0, 8.0)}
 FURTHER_TRIALS = 2  # at most, weaker or stronger
+MAX_RANK = 32  # of tilts of several iterations together: two of them, of a round each, stay exact
+RECOMPRESSED = "Its ranks were cut to {rank}: off by {error:.2g} (root mean square, in logits)"
 TRIAL_NAME = re.compile(
     r"tilt-(?P<kind>[a-z]+)-(?P<strength>[\d.]+)(-penalty-(?P<penalty>[\d.]+))?(-sharpness-(?P<sharpness>[\d.]+))?-1-of-\d+"
 )
@@ -140,8 +143,12 @@ class Tilting:
         policy, tilts = self.data.policy, self.fitted()
         before = [policy] if policy else []
 
+        @cache
+        def folded(kind: str, strength: float) -> tuple[Tilt, float]:
+            return self.within_rank(fold_tilts([*before, tilts[kind]], [*(1.0 for _ in before), strength]))
+
         def scaled(kind: str, strength: float, sharpness: float, penalty: float) -> Tilt:
-            tilt = fold_tilts([*before, tilts[kind]], [*(1.0 for _ in before), strength])
+            tilt, _ = folded(kind, strength)
             return sharpened(with_repetition_penalty(tilt, penalty), sharpness)
 
         def tried(kind: str, strength: float, sharpness: float = 0.0, penalty: float = 0.0) -> Trial:
@@ -164,6 +171,9 @@ class Tilting:
             "round": self.round,
             "tilts": [trial_data(trial, best) for trial in listed],
         }
+        if best and (error := folded(best.kind, best.strength)[1] * (1 + best.sharpness)):
+            report += f". {RECOMPRESSED.format(rank=MAX_RANK, error=error)}"
+            data["recompression"] = {"rank": MAX_RANK, "error": error}
 
         def emit_report() -> JsonObject:
             self.run.emit("message", report, data)
@@ -192,6 +202,14 @@ class Tilting:
         stop_ids = tuple(sorted(self.data.model.info.eos_ids))
         tilts = {kind: Tilt(**parts, ignored=self.data.ignored, stop_ids=stop_ids) for kind, parts in tensors.items()}
         return tilts | {NONE: fold_tilts([tilts["bias"]], [0.0])}
+
+    def within_rank(self, tilt: Tilt) -> tuple[Tilt, float]:
+        """The sum of an iteration's tilt and those of earlier ones with ``MAX_RANK`` ranks at most, and its error in
+        logits (``recompressed``). That of a first iteration alone stays as it was fitted."""
+        if self.iteration == 1 or len(tilt.state_factor) <= MAX_RANK:
+            return tilt, 0.0
+        frozen = self.data.frozen
+        return recompressed(tilt, frozen.head_weight, MAX_RANK, frozen.state_length)
 
     def early_limits(self, limits: Limits) -> Limits:
         """Of a round that others follow."""

@@ -33,6 +33,30 @@ def test_truncation_keeps_the_smallest_nucleus(top_p: float, top_k: int, seed: i
     assert set(kept.nonzero().flatten().tolist()) == set(order[:size].tolist())
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 1000), st.integers(1, 5), st.floats(0.05, 1), st.floats(0, 6), st.integers(0, 100))
+def test_a_steered_draw_is_of_the_nucleus_of_the_steered_distribution(
+    vocabulary: int, rows: int, top_p: float, strength: float, seed: int
+) -> None:
+    """Each uniform falls in the interval that its token owns of q's nucleus; ratios and KL are those of all of q."""
+    generator = torch.Generator().manual_seed(seed)
+    logits, addition = (torch.randn(rows, vocabulary, generator=generator) for _ in range(2))
+    addition *= strength
+    uniforms = torch.rand(rows, 7, generator=generator, dtype=torch.float64)
+    tokens, logprobs, log_ratios, kl = steered_tokens(logits, addition, Sampling(top_p=top_p), uniforms)
+    frozen, tilted = (torch.log_softmax(each.double(), -1) for each in (logits, logits + addition))
+    ordered, order = tilted.exp().sort(descending=True)
+    ordered = ordered * (ordered.cumsum(-1) - ordered < top_p)
+    nucleus = torch.zeros_like(tilted).scatter(1, order, ordered)
+    upto = (nucleus / nucleus.sum(-1, keepdim=True)).cumsum(-1)
+    below = torch.cat([torch.zeros(rows, 1, dtype=torch.float64), upto], dim=1).gather(1, tokens)
+    assert (nucleus.gather(1, tokens) > 0).all()
+    assert (below <= uniforms + 1e-6).all() and (upto.gather(1, tokens) >= uniforms - 1e-6).all()
+    torch.testing.assert_close(logprobs.double(), frozen.gather(1, tokens), atol=2e-5, rtol=0)
+    torch.testing.assert_close(log_ratios.double(), (tilted - frozen).gather(1, tokens), atol=2e-5, rtol=0)
+    torch.testing.assert_close(kl, (tilted.exp() * (tilted - frozen)).sum(-1), atol=2e-5, rtol=0)
+
+
 def test_masked_tokens_are_never_drawn_even_at_the_edge_of_rounding() -> None:
     logits = torch.full((1, 512), -torch.inf)
     logits[0, [3, 300]] = 0.0

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import HEAD_STATE, Chunk, Sampling, Steering
 from iro_server.engines.embedded import EmbeddedEngine
+from iro_server.engines.output_head import read_output_head
 from iro_server.engines.prompts import chat_prompt_ids
 from iro_server.engines.sample import Distribution, divergence
 from iro_server.engines.steering import BISECTIONS, within_room
@@ -157,6 +159,29 @@ def test_at_temperature_0_the_likeliest_token_of_the_proposal_is_taken(
     assert chunk.tokens_RL[0].tolist() == (engine.frozen.logits(states) + added).argmax(-1).tolist()
 
 
+def test_top_p_keeps_the_likeliest_tokens_of_the_proposal(
+    engine: EmbeddedEngine, prompt: list[int], tilt: Tilt
+) -> None:
+    """Of q, not of the frozen model, most of whose own nucleus is then never drawn. Nats are those of all of q."""
+    plain = replace(tilt, gates=torch.zeros_like(tilt.gates))
+    chunk = extend(engine, prompt, Steering(plain, 3.0), Sampling(seed=1, top_p=0.2))
+    states = chunk.hidden[HEAD_STATE].flatten(0, 1)
+    base = engine.frozen.logits(states).log_softmax(-1)
+    with_one = torch.cat([states, torch.ones(len(states), 1)], 1)
+    added = tilt.bias + (with_one @ tilt.state_factor.T) @ (tilt.token_factor @ engine.frozen.head_weight.T)
+    proposal = (base + 3.0 * added).log_softmax(-1)
+    drawn = chunk.tokens_RL.flatten()[:, None]
+
+    def in_nucleus(logprobs: torch.Tensor) -> torch.Tensor:
+        probs = logprobs.exp()
+        likelier = torch.where(probs > probs.gather(1, drawn), probs, 0).sum(1)
+        return likelier < 0.2
+
+    assert in_nucleus(proposal).all() and not in_nucleus(base).all()
+    assert chunk.kl_RL is not None
+    assert torch.allclose(chunk.kl_RL.flatten(), (proposal.exp() * (proposal - base)).sum(1), atol=1e-3)
+
+
 @pytest.mark.parametrize("schema", [None, '{"type": "object", "properties": {"a": {"type": "string"}}}'])
 def test_a_sharpened_tilt_draws_what_the_tilt_draws_at_a_lower_temperature(
     engine: EmbeddedEngine, prompt: list[int], tilt: Tilt, schema: str | None
@@ -188,6 +213,12 @@ def test_a_temperature_is_that_of_the_proposal(engine: EmbeddedEngine, prompt: l
 def test_a_tilt_of_another_vocabulary_is_refused(engine: EmbeddedEngine, prompt: list[int]) -> None:
     with pytest.raises(ValueError, match="the tilt is of 7 tokens"):
         asyncio.run(engine.open(prompt, Sampling(), (), Steering(zero_tilt(7, 576, (), ()))))
+
+
+def test_the_length_of_states_is_that_of_the_model_directory(engine: EmbeddedEngine, small_model: Path) -> None:
+    assert engine.frozen.state_length == pytest.approx(read_output_head(small_model).state_length)
+    norm = engine.frozen.decoder.norm.weight
+    assert engine.frozen.state_length == pytest.approx(float(norm.norm()))
 
 
 def test_a_tilt_that_nobody_holds_is_forgotten(engine: EmbeddedEngine, prompt: list[int]) -> None:

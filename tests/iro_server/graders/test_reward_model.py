@@ -123,7 +123,11 @@ def test_a_directory_without_a_model_is_refused_and_so_are_labels_and_rankings_o
     labels = {**SPEC, "type": "label_model", "labels": ["a"], "passing_labels": ["a"]}
     with pytest.raises(GraderError, match="use score_model"):
         parse_grader(labels, GraderEnvironment(reward_models={"rm": small[0]}))
-    ranked = {**SPEC, "input": [{"role": "user", "content": "a"}], "ranking": {"completion": "{{ sample.output_text }}"}}
+    ranked = {
+        **SPEC,
+        "input": [{"role": "user", "content": "a"}],
+        "ranking": {"completion": "{{ sample.output_text }}"},
+    }
     with pytest.raises(GraderError, match="one at a time") as refused:
         parse_grader(ranked, GraderEnvironment(reward_models={"rm": small[0]}))
     assert refused.value.param == "grader.ranking"

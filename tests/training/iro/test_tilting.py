@@ -20,7 +20,7 @@ from iro_server.engines.frozen_model import FrozenModel
 from iro_server.engines.prepare import prepare_model
 from tests.training.iro.test_loop import comparable
 from tests.training.iro.test_prefixes import Folder
-from tests.value_heads.test_tilt import random_tilt
+from tests.value_heads.test_tilt import head, random_tilt
 from training.iro.config import AlignConfig
 from training.iro.data import AlignError, Prompt
 from training.iro.diagnostics import mean_and_error
@@ -38,6 +38,7 @@ from training.iro.values import Bundles
 from training.run import Run, RunEvent
 from value_heads import ValueStack, load_bundle
 from value_heads.tilt import TILT_PARTS, Tilt, fold_tilts, sharpened
+from value_heads.tilt_rank import recompressed
 
 
 def test_tilts_are_compared_with_all_rollouts_of_a_held_out_prompt(tmp_path: Path) -> None:
@@ -187,6 +188,32 @@ def test_a_policy_that_is_too_unlikely_to_serve_ends_as_the_best_likely_one(
             assert torch.equal(tilt.bias, expected.bias) and tilt.sharpness == expected.sharpness
 
 
+@pytest.mark.parametrize(("step", "is_cut"), [(1, False), (2, True)])
+def test_a_later_iteration_keeps_to_a_rank_and_tells_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, is_cut: bool
+) -> None:
+    """What is tried is what is kept. A first iteration's tilts stay the sum of their factors, round by round."""
+    monkeypatch.setattr("training.iro.tilting.MAX_RANK", 4)
+    events: list[RunEvent] = []
+    with closing(Run(tmp_path, seed=0, on_event=events.append)) as run:
+        tilting = tilting_of(run, 3, Scripted, step)
+        tilting.data.policy, policy = random_tilt(1), random_tilt(1)
+        tilting.data.frozen = SimpleNamespace(head_weight=head(), state_length=5.0)
+        tilting.outcomes = {
+            (NONE, 0.0, 0.0): (1.0, LIKELY),
+            ("bias", 8.0, 0.0): (2.0, LIKELY),
+            ("bias", 8.0, 0.5): (3.0, LIKELY),
+        }
+        tilt = tilting.choose([], [])
+    folded = fold_tilts([policy, TILT], [1.0, 8.0])
+    smaller, error = recompressed(folded, head(), 4, 5.0)
+    assert tilt is not None and error > 0.1
+    assert torch.equal(tilt.state_factor, sharpened(smaller if is_cut else folded, 0.5).state_factor)
+    (event,) = (event for event in events if "tilts" in event["data"])
+    assert event["data"].get("recompression") == ({"rank": 4, "error": pytest.approx(1.5 * error)} if is_cut else None)
+    assert ("Its ranks were cut to 4: off by " in event["message"]) == is_cut
+
+
 def test_a_tilt_is_no_further_than_a_job_allows(tmp_path: Path) -> None:
     """All trials of the script are a nat from the frozen model."""
     for max_kl, is_better in ((2.0, True), (0.5, False)):
@@ -240,25 +267,13 @@ def test_a_round_of_equal_tilts_keeps_the_same_one_when_the_job_goes_on(tmp_path
     assert tiltings[1].outcome.tried.kept == tiltings[0].outcome.tried.kept
 
 
+WORDS = "river lamp garden mirror kitchen train winter coffee soldier window island bridge candle forest"
+
+
 def config_in(folder: Path, pairings: int = 1, **options: object) -> AlignConfig:
     """``pairings``: rows for each of 14 words."""
     train, valid = folder / "train.jsonl", folder / "valid.jsonl"
-    words = [
-        "river",
-        "lamp",
-        "garden",
-        "mirror",
-        "kitchen",
-        "train",
-        "winter",
-        "coffee",
-        "soldier",
-        "window",
-        "island",
-        "bridge",
-        "candle",
-        "forest",
-    ]
+    words = WORDS.split()
     rows = [
         {
             "messages": [{"role": "user", "content": f"Write one sentence that uses the words {a} and {b}."}],
