@@ -1,13 +1,20 @@
-"""What needs an adapter's folder: a server that has loaded it may read it again for any request that names it."""
+"""What needs an adapter's folder: a server that has loaded it may read it again for any request that names it.
+
+A folder's modification time tells other processes, which share its directory, when it was last in use.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+log = logging.getLogger("iro.engine")
 
 
 @dataclass(frozen=True)
@@ -16,6 +23,15 @@ class Adapter:
 
     name: str
     path: Path
+
+    def mark_used(self) -> None:
+        """Set its folder's time to now. Changes nothing where the folder is not there, or is another account's."""
+        try:
+            os.utime(self.path)
+        except FileNotFoundError:
+            pass  # it is written when a request needs it
+        except OSError as error:
+            log.warning("the adapter %s cannot be marked as in use: %s", self.path, error)
 
 
 class AdapterHolds:
@@ -39,6 +55,12 @@ class AdapterHolds:
                 del self._counts[adapter]
         if is_unused:
             self._dispose(adapter)
+
+    def mark_all_used(self) -> None:
+        with self._lock:
+            adapters = list(self._counts)
+        for adapter in adapters:
+            adapter.mark_used()
 
     def remove(self, adapter: Adapter) -> None:
         """Its folder, unless somebody holds it again."""

@@ -97,7 +97,7 @@ class RemoteEngine:
         self._info = replace(info, hidden=False, steers=frozenset(), drift=False, resumes=False)
         self.embedding = Embedding(Path(model_dir))
         timing = Timing(endpoints.timeout, endpoints.patience, self.probe_every, self.silence)
-        self.replicas = Replicas(endpoints.urls, endpoints.key, timing, self.probe_url)
+        self.replicas = Replicas(endpoints.urls, endpoints.key, timing, self.probe_url, self._check_late)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
         self._thread.start()
@@ -116,18 +116,25 @@ class RemoteEngine:
             notice.cancel()
         self.model = model or models[0]["id"]
         for url, served in (await self.replicas.models_by_url()).items():
-            self._check_replica(url, served)
+            self._info = replace(self._info, max_length=min(self._max_length(url, served), self._info.max_length))
         await self.try_out()
 
-    def _check_replica(self, url: str, models: Sequence[JsonObject]) -> None:
-        """ValueError where it serves another model; prompts are as long as every replica takes."""
+    def _check_late(self, url: str, models: Sequence[JsonObject]) -> None:
+        """Of a replica that answers only after the start. ValueError where it serves another model, or takes fewer
+        tokens than requests may have by now."""
+        max_length = self._max_length(url, models)
+        if max_length < self._info.max_length:
+            message = f"the engine at {url} takes {max_length} tokens (max_model_len), requests have up to"
+            raise ValueError(f"{message} {self._info.max_length}: start it with as many, or start Iro again")
+
+    def _max_length(self, url: str, models: Sequence[JsonObject]) -> int:
+        """Tokens that a replica takes. ValueError where it serves another model."""
         served_model = next((model for model in models if model["id"] == self.model), None)
         if served_model is None:
             served_names = ", ".join(model["id"] for model in models)
             raise ValueError(f"the engine at {url} serves no model {self.model!r}, only: {served_names}")
         self.check_served(served_model)
-        if max_length := served_model.get("max_model_len"):
-            self._info = replace(self._info, max_length=min(max_length, self._info.max_length))
+        return int(served_model.get("max_model_len") or self._info.max_length)
 
     def probe_url(self, base: str) -> str:
         raise NotImplementedError

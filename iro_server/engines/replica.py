@@ -32,7 +32,8 @@ class ReplicaFailure(Exception):
 @dataclass(eq=False)
 class Replica:
     """``url``: its base, ending in /v1. ``rows``: being decoded. ``left_alone``: no new request goes there.
-    ``silent``: set while it answers no probes; requests that it decodes are given up then."""
+    ``silent``: set while it answers no probes; requests that it decodes are given up then. ``misfit``: why it has been
+    left alone since the start; None once what it serves is known to fit."""
 
     url: str
     rows: int = 0
@@ -40,6 +41,7 @@ class Replica:
     answers: int = 0  # that were sound
     failures: int = 0  # in a row, at most one of each request
     left_alone: bool = False
+    misfit: str | None = None
     silent: asyncio.Event = field(default_factory=asyncio.Event)
     watch: asyncio.Task[None] | None = None
     loading: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -8,7 +8,6 @@ probes, while it decodes or after a failure, is given up: the requests that it d
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
@@ -71,7 +70,7 @@ def _served_models(payload: JsonObject) -> list[JsonObject]:
     return models
 
 
-MODELS = _Call("GET", "/models", None, _served_models, 0)
+MODELS = _Call("GET", "/models", None, _served_models, rows=1)  # with a row, its replica is probed meanwhile
 
 
 def num_rows(body: JsonObject) -> int:
@@ -84,11 +83,20 @@ def num_rows(body: JsonObject) -> int:
 
 
 class Replicas:
-    """Use it from one event loop. ``probe``: from a replica's base URL to the one that tells whether it lives."""
+    """Use it from one event loop. ``probe``: from a replica's base URL to the one that tells whether it lives.
+    ``check``: called with the URL of a replica that answers only after the start, and the models that it serves; it
+    raises ValueError where they do not fit."""
 
-    def __init__(self, urls: Sequence[str], key: str | None, timing: Timing, probe: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        urls: Sequence[str],
+        key: str | None,
+        timing: Timing,
+        probe: Callable[[str], str],
+        check: Callable[[str, Sequence[JsonObject]], None],
+    ) -> None:
         self.all = [Replica(base_url(url)) for url in urls]
-        self.timing, self.probe = timing, probe
+        self.timing, self.probe, self.check = timing, probe, check
         self.client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
@@ -106,12 +114,16 @@ class Replicas:
         return (await self._ask(MODELS, None, patience))[0]
 
     async def models_by_url(self) -> dict[str, list[JsonObject]]:
-        """What each replica serves, without those that do not answer."""
+        """What each replica serves. One that does not tell is left alone until it does and ``check`` accepts it."""
 
         async def models(replica: Replica) -> list[JsonObject]:
-            with contextlib.suppress(ReplicaFailure, EngineRefused):  # requests find out what it lacks
+            try:
                 return await self._answer(replica, MODELS)
-            return []
+            except (ReplicaFailure, EngineRefused) as failure:
+                log.warning("%s: it is left alone until it tells which model it serves", failure)
+                replica.misfit, replica.left_alone = str(failure), True
+                self._watch(replica)
+                return []
 
         served = await gather_or_cancel(map(models, self.all))
         return {replica.url: models for replica, models in zip(self.all, served, strict=True) if models}
@@ -133,7 +145,7 @@ class Replicas:
         return await self._ask(call, prefer, self.timing.patience)
 
     async def take(self, path: str, body: JsonObject) -> bool:
-        """Whether no server that answers refuses such a request as one that it does not know."""
+        """Whether no server that is up refuses such a request as one that it does not know."""
 
         async def takes(replica: Replica) -> bool:
             try:
@@ -142,7 +154,7 @@ class Replicas:
                 return True  # the others tell
             return response.status_code not in (400, 403, 404, 405, 422)
 
-        return all(await gather_or_cancel(takes(replica) for replica in self.all))
+        return all(await gather_or_cancel(takes(replica) for replica in self.all if replica.up))
 
     async def _ask(self, call: _Call[Answer], prefer: Replica | None, patience: float) -> tuple[Answer, Replica]:
         clock = asyncio.get_running_loop().time
@@ -283,15 +295,31 @@ class Replicas:
             if await self._alive(replica):
                 heard = clock()
                 if not replica.up:
-                    log.info("%s is well again", replica.url)
-                    replica.left_alone = False
                     replica.silent.clear()
-                    replica.failures = FAILURES - 1  # one more, and it is left alone again
-                if not replica.rows:
+                    if await self._is_fit(replica):
+                        log.info("%s is well again", replica.url)
+                        replica.left_alone = False
+                        replica.failures = FAILURES - 1  # one more, and it is left alone again
+                if replica.up and not replica.rows:
                     return
             elif clock() - heard > self._silence(replica) and not replica.silent.is_set():
                 log.error("%s does not answer probes: it is left alone until it does", replica.url)
                 replica.silent.set()
+
+    async def _is_fit(self, replica: Replica) -> bool:
+        """Whether ``check`` accepts what the replica serves, if the start did not learn it. The log says once why not:
+        each probe that is answered checks again, since its server may have been started anew."""
+        if replica.misfit is None:
+            return True
+        try:
+            models = await self._answer(replica, MODELS)
+            self.check(replica.url, models)
+            replica.misfit = None
+        except (ReplicaFailure, ValueError) as misfit:
+            if str(misfit) != replica.misfit:
+                log.error("%s; it is left alone until that changes", misfit)
+            replica.misfit = str(misfit)
+        return replica.misfit is None
 
     def _silence(self, replica: Replica) -> float:
         """How long its probes may go unanswered: longer where no other could take over what it decodes."""

@@ -53,11 +53,13 @@ class VLLMEngine(RemoteEngine):
     and a schema's mask. Where a tilt has an adapter they are the adapted model's."""
 
     removal_delay: ClassVar[float] = 1.0  # seconds that a server takes to drop the request of a session that is closed
+    marking_interval: ClassVar[float] = 3600.0  # seconds after which adapters are marked as in use again
 
     def __init__(self, model_dir: Path, endpoints: Endpoints, name: str | None = None) -> None:
         self._adapters = AdapterFolder(Path(model_dir), endpoints.adapters, dispose=self._dispose)
         self.vocabulary: int = AutoConfig.from_pretrained(model_dir).get_text_config(decoder=True).vocab_size
         self.neutral: Adapter | None = None
+        self._maintenance: asyncio.Task[None] | None = None
         self._groups: TokenGroups | None = None
         self._preparing = threading.Lock()
         super().__init__(model_dir, endpoints, name)
@@ -74,6 +76,15 @@ class VLLMEngine(RemoteEngine):
         await asyncio.sleep(self.removal_delay)
         await self.replicas.unload(adapter.name)
         await asyncio.to_thread(self._adapters.holds.remove, adapter)
+
+    async def _maintain_adapters(self) -> None:
+        while True:
+            await asyncio.to_thread(self._adapters.holds.mark_all_used)
+            try:
+                await asyncio.to_thread(self._adapters.remove_old)
+            except OSError as error:
+                log.warning("adapters that nobody uses are not removed: %s", error)
+            await asyncio.sleep(self.marking_interval)
 
     def probe_url(self, base: str) -> str:
         return f"{base.removesuffix('/v1')}/health"
@@ -93,6 +104,8 @@ class VLLMEngine(RemoteEngine):
         if not (await self.replicas.complete(body, has_ids))[0]:
             raise ValueError('the endpoint gives no token ids: for one that is not vLLM, use the engine kind "text"')
         self.neutral = await self._neutral_adapter(body)
+        if self._adapters.folder is not None:
+            self._maintenance = asyncio.create_task(self._maintain_adapters())
         self._info = replace(self._info, head_values=await self._num_head_values(body))
 
     async def _neutral_adapter(self, body: JsonObject) -> Adapter | None:

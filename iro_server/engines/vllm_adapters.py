@@ -6,7 +6,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,6 +28,8 @@ from value_heads.tilt_export import HeadAdapter, compressed, head_adapter, witho
 log = logging.getLogger("iro.engine")
 MISSING = 0.001  # share of a tilt's map that a server's operator is not told of
 MOST_VARIANTS = 16  # of a tilt: strengths, and rows that report the state
+UNUSED_SECONDS = 86400.0  # an adapter that no process has marked as in use for so long is removed
+NAMES = "iro-" + "[0-9a-f]" * 24  # of adapters' folders, as a pattern
 NUMBERS = 30.0  # how far rows of length 1 move a logit at most, in nats: they are hardly ever parallel to a state
 
 VariantKey = tuple[float, bytes]  # strength, rows
@@ -117,6 +121,18 @@ class AdapterFolder:
         zero = HeadAdapter(torch.zeros(1, width), torch.zeros(vocabulary, 1), torch.zeros(vocabulary))
         return self._written(zero, head.name)
 
+    def remove_old(self) -> None:
+        """Remove adapters that no process which shares the folder has marked as in use for ``UNUSED_SECONDS``. A
+        process that ends leaves its own, which may be those of the next one."""
+        assert self.folder is not None
+        for path in self.folder.glob(NAMES):
+            try:
+                unused_seconds = time.time() - path.stat().st_mtime
+            except FileNotFoundError:  # another process has removed it
+                continue
+            if unused_seconds > UNUSED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+
     def _static(self, tilt: Tilt | None, strength: float, rows_KD: torch.Tensor | None) -> StaticTilt:
         if tilt is None:
             vocabulary, width = self.head.weight_VD.shape
@@ -159,6 +175,7 @@ class AdapterFolder:
         name = f"iro-{digest.hexdigest()[:24]}"
         path = self.folder / name
         self.holds.hold(written := Adapter(name, path))
+        written.mark_used()
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self.folder) as made:

@@ -21,8 +21,8 @@ class Quick(VLLMEngine):
     probe_every, silence = 0.05, 0.3
 
 
-async def rounds(engine, *parents, seed: int = 11):
-    session = await engine.open(PROMPT, Sampling(seed=seed, stop_ids=(END,)))
+async def rounds(engine, *parents, seed: int = 11, prompt=PROMPT):
+    session = await engine.open(prompt, Sampling(seed=seed, stop_ids=(END,)))
     return [await session.extend(each, 2, 5) for each in parents]
 
 

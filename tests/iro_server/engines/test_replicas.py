@@ -21,6 +21,7 @@ from tests.iro_server.engines.quick_engine import (
     PARAMS,
     PROMPT,
     Quick,
+    rounds,
     search,
     texts,
     within,
@@ -56,6 +57,44 @@ def test_prompts_are_as_long_as_every_replica_takes_and_one_of_another_model_is_
     other = FakeEndpoint(model="other")
     with pytest.raises(ValueError, match=f"{other.url} serves no model 'bytes', only: other"):
         served(FakeEndpoint(), other, model="bytes")
+
+
+@pytest.mark.parametrize("mode", ["garbled", "hang"])
+def test_a_replica_that_answers_only_after_the_start_is_left_alone_until_it_serves_what_the_others_do(
+    served, caplog, mode
+):
+    early, late = FakeEndpoint(), FakeEndpoint()
+    late.turn(mode)
+    engine = served(early, late)
+    late.respond = lambda body: 400 if len(body["prompt"]) >= late.max_length else late.complete(body)
+    late.max_length = 64
+    late.turn("ok")
+    wait_for(lambda: f"{late.url} takes 64 tokens (max_model_len), requests have up to 256" in caplog.text)
+
+    async def search_long_prompts():
+        await asyncio.gather(*(rounds(engine, [0], seed=seed, prompt=[72] * 100) for seed in range(6)))
+
+    asyncio.run(search_long_prompts())
+    assert engine.info.max_length == early.max_length and not late.bodies
+    late.max_length, late.model = early.max_length, "other"
+    wait_for(lambda: f"{late.url} serves no model 'bytes', only: other" in caplog.text)
+    time.sleep(3 * engine.probe_every)
+    assert caplog.text.count("serves no model") == 1  # not at each probe
+    assert [replica["up"] for replica in engine.health().replicas] == [True, False]
+    late.model = early.model
+    wait_for(lambda: engine.health().replicas[1]["up"])
+    asyncio.run(search_long_prompts())
+    assert late.bodies
+
+
+def test_a_replica_that_lists_no_models_at_the_start_is_used_once_it_does(served, monkeypatch, caplog):
+    early, late = FakeEndpoint(), FakeEndpoint()
+    with monkeypatch.context() as patch:
+        patch.setattr(late.server.RequestHandlerClass, "do_GET", lambda self: self._answer(404, {}))
+        engine = served(early, late)
+        assert [replica["up"] for replica in engine.health().replicas] == [True, False]
+        assert f"{late.url}/models is not there" in caplog.text
+    wait_for(lambda: engine.health().replicas[1]["up"])
 
 
 GARBAGE = {

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from iro_server.engines import vllm_adapters
 from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.vllm import VLLMEngine
+from iro_server.engines.vllm_adapters import AdapterFolder
 from tests.iro_server.api.serving import wait_for
 from tests.iro_server.engines.fake_endpoint import END, FakeEndpoint, write_byte_model
 from value_heads.tilt import Tilt, fold_tilts, zero_tilt
@@ -31,7 +34,7 @@ def model_dir(tmp_path_factory):
 
 
 class PromptRemoval(VLLMEngine):
-    removal_delay = 0.0
+    removal_delay, marking_interval = 0.0, 0.05
 
 
 def engine_of(model_dir, fake: FakeEndpoint, adapters) -> VLLMEngine:
@@ -193,4 +196,61 @@ async def test_an_adapter_that_another_process_removed_is_written_again(model_di
         name = await asked_for(engine, Steering(tilt))
         shutil.rmtree(tmp_path / name)
         assert await asked_for(engine, Steering(tilt)) == name and (tmp_path / name).exists()
+    fake.close()
+
+
+def grow_old(folder: Path) -> None:
+    """As if a day had passed."""
+    for path in folder.iterdir():
+        day_ago = time.time() - vllm_adapters.UNUSED_SECONDS - 60
+        os.utime(path, (day_ago, day_ago))
+
+
+async def test_a_start_removes_what_ended_processes_left_a_day_ago_and_nothing_else(model_dir, tmp_path):
+    fake, tilt = FakeEndpoint(), state_tilt(4)
+    with engine_of(model_dir, fake, tmp_path) as engine:
+        old = [await asked_for(engine, Steering(tilt, strength)) for strength in (0.5, 1.0)]
+    (tmp_path / "iro-mine").mkdir()  # an export of a user's
+    grow_old(tmp_path)
+    recent = AdapterFolder(model_dir, tmp_path).of(tilt, 2.0).adapter
+    with engine_of(model_dir, fake, tmp_path) as engine:
+        wait_for(lambda: not any((tmp_path / name).exists() for name in old))
+        assert {path.name for path in tmp_path.iterdir()} == {"iro-mine", recent.name, engine.neutral.name}
+    fake.close()
+
+
+async def test_adapters_in_use_stay_however_long_though_another_process_removes_old_ones(model_dir, tmp_path):
+    fake, tilt = FakeEndpoint(), state_tilt(5)
+    with engine_of(model_dir, fake, tmp_path) as engine:
+        in_use = {await asked_for(engine, Steering(tilt)), engine.neutral.name}
+        grow_old(tmp_path)
+        wait_for(lambda: all(time.time() - path.stat().st_mtime < 60 for path in tmp_path.iterdir()))
+        AdapterFolder(model_dir, tmp_path).remove_old()
+        assert {path.name for path in tmp_path.iterdir()} == in_use
+    fake.close()
+
+
+def test_an_adapter_that_an_earlier_process_left_is_in_use_once_it_is_asked_for(model_dir, tmp_path):
+    tilt = state_tilt(6)
+    adapter = AdapterFolder(model_dir, tmp_path).of(tilt, 1.0).adapter
+    grow_old(tmp_path)
+    assert AdapterFolder(model_dir, tmp_path).of(tilt, 1.0).adapter == adapter
+    AdapterFolder(model_dir, tmp_path).remove_old()
+    assert adapter.path.exists()
+
+
+async def test_an_adapter_of_another_account_is_used_though_it_cannot_be_marked(
+    model_dir, tmp_path, monkeypatch, caplog
+):
+    fake = FakeEndpoint()
+    with engine_of(model_dir, fake, tmp_path) as engine:
+        name = engine.neutral.name
+
+    def refuse(path):
+        raise PermissionError(f"not yours: {path}")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    with engine_of(model_dir, fake, tmp_path) as engine:
+        assert engine.neutral.name == name
+    assert f"{name} cannot be marked as in use: not yours" in caplog.text
     fake.close()
