@@ -12,7 +12,8 @@ from iro_server import JsonObject
 
 def rewards(content: JsonObject) -> str:
     """Every method on every task: reward with its interval, the unseen judge, costs and the look of the text."""
-    head = ["task", "method", "rows", "reward", "judge", "perplexity", "distinct-2", "KL (nats)", "base tokens"]
+    of_text = ["perplexity", "distinct-2", "KL (nats)", "tokens of an answer", "share that ends"]
+    head = ["task", "method", "rows", "reward", "judge", *of_text, "base tokens"]
     lines = []
     for cell in content["intervals"]:
         name = (cell["task"], cell["method"], cell["rows"])
@@ -26,10 +27,32 @@ def rewards(content: JsonObject) -> str:
                 f"{mean_of(of_seeds, 'perplexity'):.1f}",
                 f"{mean_of(of_seeds, 'distinct_2'):.2f}",
                 "" if kl is None else f"{kl:.1f}",
+                f"{mean_of(of_seeds, 'length'):.1f}",
+                f"{mean_of(of_seeds, 'finished'):.2f}",
                 f"{mean_of(of_seeds, 'base_tokens'):.0f}",
             ]
         )
     return table(head, lines)
+
+
+TEXT_QUALITIES = {"perplexity": ".1f", "distinct_2": ".2g"}
+
+
+def text_changes(content: JsonObject) -> str:
+    """How far perplexity and distinct-2 of ours are from those of the frozen model's one row, in percent: means over
+    the seeds of each seed's own ratio."""
+    ours = {(row["task"], row["rows"], row["seed"]): row for row in content["rows"] if row["method"] == "iro"}
+    frozen = {(row["task"], row["seed"]): row for row in content["rows"] if row["method"] == "base"}
+    settings = [(name, count) for name in TEXT_QUALITIES for count in sorted({count for _, count, _ in ours})]
+    lines = []
+    for task in dict.fromkeys(task for task, _, _ in ours):
+        cells = []
+        for name, count in settings:
+            of_setting = [row for (of_task, rows, _), row in ours.items() if (of_task, rows) == (task, count)]
+            percent = 100 * fmean(row[name] / frozen[task, row["seed"]][name] - 1 for row in of_setting)
+            cells.append(f"{percent:+{TEXT_QUALITIES[name]}} %" if percent else "equal")
+        lines.append([task, *cells])
+    return table(["task", *(f"{name.replace('_', '-')}, rows: {count}" for name, count in settings)], lines)
 
 
 FEWEST, MORE, MOST = slice(1), slice(1, None), slice(-1, None)  # of the numbers of rows that a method was run with

@@ -29,8 +29,12 @@ def verdicts(content: JsonObject) -> str:
 def verdict(gains: Sequence[JsonObject], rivals: Collection[str], rows: int) -> str:
     """By the 95 % interval of the smallest gain over rivals of so many rows."""
     rewards = [gain["reward"] for gain in gains if gain["over"] in rivals and gain["over_rows"] == rows]
-    smallest = min(rewards, key=lambda reward: reward["mean"])
-    return "above" if smallest["low"] > 0 else "below" if smallest["high"] < 0 else "indistinguishable"
+    return verdict_of(min(rewards, key=lambda reward: reward["mean"]))
+
+
+def verdict_of(difference: dict[str, float]) -> str:
+    """By its interval."""
+    return "above" if difference["low"] > 0 else "below" if difference["high"] < 0 else "indistinguishable"
 
 
 def key_of(row: JsonObject) -> tuple[str, str, int]:

@@ -15,9 +15,11 @@ import torch
 from benchmarks.bench_tasks.answers import Answer
 from benchmarks.bench_tasks.args import Args
 from benchmarks.bench_tasks.dvts import SUBTREE_ROWS, Dvts
+from benchmarks.bench_tasks.methods import Blockwise
 from benchmarks.bench_tasks.piece import Piece
 from benchmarks.bench_tasks.smc import Smc
 from benchmarks.bench_tasks.strengths import STRENGTHS, ScaledValues, at_best_strength
+from benchmarks.bench_tasks.temperatures import TiltedSamples
 from benchmarks.bench_tasks.token_values import TokenValues
 from benchmarks.bench_tasks.vas import Vas
 from tests.toy import END, ToyEngine, ToyScorer, enumerate_completions, next_probs
@@ -131,14 +133,37 @@ def best_of(distribution: Distribution, draws: int) -> Distribution:
     return best
 
 
-@pytest.mark.slow(10)
-def test_dvts_is_the_best_of_independent_subtrees() -> None:
+def blockwise_next(rows: int) -> Callable[[tuple[int, ...]], torch.Tensor]:
+    """The next token of blocks of one: that of the highest value among so many draws."""
+
     def next_of(body: tuple[int, ...]) -> torch.Tensor:
         continuations = {(*body, token): float(p) for token, p in enumerate(next_probs([*START, *body]))}
-        best = best_of(continuations, SUBTREE_ROWS)
+        best = best_of(continuations, rows)
         return torch.tensor([best[continuation] for continuation in continuations])
 
-    subtree = by_tokens(next_of)
+    return next_of
+
+
+def test_blockwise_keeps_the_block_of_the_highest_value() -> None:
+    exact = by_tokens(blockwise_next(3))
+    answers = Blockwise(piece(), ToyScorer(value)).answers(prompts(ANSWERS), 3, 0)
+    assert sum(exact.values()) == pytest.approx(1, abs=1e-5)
+    assert total_variation(frequencies(answers), exact) < 0.07  # 0.05 are expected of so many draws
+    assert total_variation(enumerate_completions(START, LENGTH), exact) > 0.2
+
+
+def test_a_static_bias_draws_each_token_from_the_softmax_of_its_logit_and_the_bias() -> None:
+    bias = torch.tensor([0.5, 1.5, -1.0, 0.0])
+    exact = by_tokens(lambda body: (next_probs([*START, *body]).log() + 0.8 * bias).softmax(0))
+    tilt: Any = lambda tokens: bias  # noqa: E731 - the toy engine's tilts are functions of a row's tokens
+    answers = TiltedSamples(piece(), tilt, 0.8).answers(prompts(ANSWERS), 1, 0)
+    assert total_variation(frequencies(answers), exact) < 0.05
+    assert total_variation(enumerate_completions(START, LENGTH), exact) > 0.2
+
+
+@pytest.mark.slow(10)
+def test_dvts_is_the_best_of_independent_subtrees() -> None:
+    subtree = by_tokens(blockwise_next(SUBTREE_ROWS))
     answers = Dvts(piece(), ToyScorer(value)).answers(prompts(ANSWERS), 2 * SUBTREE_ROWS, 0)
     assert sum(subtree.values()) == pytest.approx(1, abs=1e-5)
     assert total_variation(frequencies(answers), best_of(subtree, 2)) < 0.05  # 0.03 are expected of so many draws
