@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from iro_server.engines.endpoints import Endpoints
+from tests.iro_server.api.serving import wait_for
 from tests.iro_server.engines.fake_endpoint import FakeEndpoint, write_byte_model
 from tests.iro_server.engines.quick_engine import Quick
 
@@ -16,7 +17,7 @@ def model_dir(tmp_path_factory):
 
 @pytest.fixture
 def served(model_dir):
-    """Starts so many fake endpoints and an engine over them."""
+    """Starts an engine over fake endpoints. On a busy machine one that is well may seem silent at first."""
     closing = []
 
     def start(*fakes: FakeEndpoint, patience: float = 5.0, **options):
@@ -24,6 +25,8 @@ def served(model_dir):
         urls = tuple(fake.url for fake in fakes)
         engine = Quick(model_dir, Endpoints(urls, patience=patience, **options))
         closing.insert(0, engine)
+        well = [replica for replica, fake in zip(engine.replicas.all, fakes, strict=True) if fake.mode == "ok"]
+        wait_for(lambda: all(replica.up for replica in well))
         for fake in fakes:
             fake.bodies.clear()
         return engine

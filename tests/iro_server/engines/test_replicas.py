@@ -91,9 +91,11 @@ def test_a_replica_that_lists_no_models_at_the_start_is_used_once_it_does(served
     early, late = FakeEndpoint(), FakeEndpoint()
     with monkeypatch.context() as patch:
         patch.setattr(late.server.RequestHandlerClass, "do_GET", lambda self: self._answer(404, {}))
+        late.turn(404)  # so that `served` does not wait for it
         engine = served(early, late)
         assert [replica["up"] for replica in engine.health().replicas] == [True, False]
         assert f"{late.url}/models is not there" in caplog.text
+    late.turn("ok")
     wait_for(lambda: engine.health().replicas[1]["up"])
 
 
