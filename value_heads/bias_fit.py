@@ -39,8 +39,8 @@ def fit_bias(
     features_RF, targets_R = within_groups(features_RF, group_R), within_groups(rewards_R.float(), group_R)
     targets_R = targets_R / (targets_R.std() + 1e-6)
     gram_RR = features_RF @ features_RF.T
-    penalty = _best_penalty(gram_RR, targets_R, group_R % FOLDS)
-    weights_F = features_RF.T @ _duals(gram_RR, targets_R, penalty)
+    penalty = best_penalty(gram_RR, targets_R, group_R % FOLDS, PENALTIES)
+    weights_F = features_RF.T @ duals(gram_RR, targets_R, penalty)
     bias_V = rows_VD @ weights_F[len(counted) :]
     bias_V[counted] += weights_F[: len(counted)] * COUNT_SCALE
     return bias_V - bias_V.mean()
@@ -60,25 +60,25 @@ def within_groups(values: Tensor, group_R: Tensor) -> Tensor:
     return values - (sums / sizes.view(shape))[group_R]
 
 
-def _best_penalty(gram_RR: Tensor, targets_R: Tensor, fold_R: Tensor) -> float:
+def best_penalty(gram_RR: Tensor, targets_R: Tensor, fold_R: Tensor, penalties: Sequence[float]) -> float:
     """Of the highest correlation of targets with predictions for prompts that were left out; the largest where one
     prompt is all there is."""
     folds = [fold_R == fold for fold in fold_R.unique()]
     if len(folds) == 1:
-        return PENALTIES[-1]
+        return penalties[-1]
 
     def correlation(penalty: float) -> float:
         predicted_R = torch.zeros_like(targets_R)
         for heldout_R in folds:
             fitted_R = ~heldout_R
-            duals_R = _duals(gram_RR[fitted_R][:, fitted_R], targets_R[fitted_R], penalty)
+            duals_R = duals(gram_RR[fitted_R][:, fitted_R], targets_R[fitted_R], penalty)
             predicted_R[heldout_R] = gram_RR[heldout_R][:, fitted_R] @ duals_R
         return float(torch.corrcoef(torch.stack([predicted_R, targets_R]))[0, 1].nan_to_num(-1.0))
 
-    return max(PENALTIES, key=correlation)
+    return max(penalties, key=correlation)
 
 
-def _duals(gram_RR: Tensor, targets_R: Tensor, penalty: float) -> Tensor:
+def duals(gram_RR: Tensor, targets_R: Tensor, penalty: float) -> Tensor:
     """Of a ridge regression: its weights are the features' transpose by these."""
     duals_R: Tensor = torch.linalg.solve(gram_RR + penalty * torch.eye(len(gram_RR)), targets_R)
     return duals_R

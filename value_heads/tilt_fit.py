@@ -131,6 +131,10 @@ class TiltParameters:
         )
 
 
+Loss = Callable[[Tensor, TiltRows, float], Tensor]
+"""Of A of the candidates [N, K], the positions, and beta."""
+
+
 def fit_tilt(
     rows: TiltRows,
     head_VD: Tensor,
@@ -138,12 +142,14 @@ def fit_tilt(
     fit: TiltFit | None = None,
     seed: int = 0,
     on_batch: Callable[[], None] = lambda: None,
+    loss_of: Loss | None = None,
 ) -> Tilt:
-    """The tilt of least loss. ``zero``: one that changes nothing, with the tokens that it ignores and stops at.
+    """The tilt of least ``tilt_loss``, or of another loss. ``zero``: one that changes nothing, with the tokens that it
+    ignores and stops at.
 
     Token factors are those of centred head rows: what a constant of s adds to every token is nothing to q.
     """
-    fit = fit or TiltFit()
+    fit, loss_of = fit or TiltFit(), loss_of or tilt_loss
     parameters = TiltParameters(rows, head_VD, fit.rank, seed)
     optimizer = torch.optim.Adam(parameters.groups(fit))
     steps = fit.epochs * -(-len(rows) // fit.batch)
@@ -153,7 +159,7 @@ def fit_tilt(
         for places in torch.randperm(len(rows), generator=generator).split(fit.batch):
             on_batch()
             batch = rows.at(places)
-            loss = tilt_loss(parameters.additions(batch, parameters.place_NK[places]), batch, fit.beta)
+            loss = loss_of(parameters.additions(batch, parameters.place_NK[places]), batch, fit.beta)
             optimizer.zero_grad()
             (loss + fit.decay * parameters.penalty()).backward()
             optimizer.step()
@@ -163,11 +169,17 @@ def fit_tilt(
 
 def tilt_loss(additions_NK: Tensor, rows: TiltRows, beta: float) -> Tensor:
     """beta KL(q || pi) - advantage (q/pi - 1) of the drawn token, a mean over positions."""
+    log_ratio_N, kl_N = log_ratio_and_kl(additions_NK, rows)
+    ratio_N = log_ratio_N.exp()
+    bounded_N = torch.where(rows.advantages_N > 0, ratio_N.clamp(max=MAX_RATIO), ratio_N)
+    return beta * kl_N.mean() - (rows.advantages_N * (bounded_N - 1)).mean()
+
+
+def log_ratio_and_kl(additions_NK: Tensor, rows: TiltRows) -> tuple[Tensor, Tensor]:
+    """log q/pi of the drawn token, and KL(q || pi), at each position; [N] both."""
     tilted_NK = rows.logprobs_NK + additions_NK
     rest_N = torch.log1p(-rows.logprobs_NK.exp().sum(1).clamp(max=1 - 1e-6))  # the other tokens, where A is 0
     log_z_N = torch.logaddexp(tilted_NK.logsumexp(1), rest_N)
     probs_NK = (tilted_NK - log_z_N[:, None]).exp()
     kl_N = (probs_NK * additions_NK).sum(1) - log_z_N
-    ratio_N = (additions_NK.gather(1, rows.drawn_N[:, None])[:, 0] - log_z_N).exp()
-    bounded_N = torch.where(rows.advantages_N > 0, ratio_N.clamp(max=MAX_RATIO), ratio_N)
-    return beta * kl_N.mean() - (rows.advantages_N * (bounded_N - 1)).mean()
+    return additions_NK.gather(1, rows.drawn_N[:, None])[:, 0] - log_z_N, kl_N

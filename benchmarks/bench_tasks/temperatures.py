@@ -119,14 +119,19 @@ def chosen(tuning: JsonObject, rows: int) -> JsonObject:
 
 
 def trial_of(
-    piece: Piece, tilt: Tilt, strength: float = 1.0, sharpness: float = 0.0, penalty: float = 0.0
+    piece: Piece,
+    tilt: Tilt,
+    strength: float = 1.0,
+    sharpness: float = 0.0,
+    penalty: float = 0.0,
+    samples: int = SAMPLES,
 ) -> tuple[Trial, int]:
     """Samples of the validation prompts by ``tilt``, which has strength, sharpness and penalty already; and the base
     tokens that they took."""
     from training.iro.over_optimization import measures
     from training.iro.tilt_trials import Trial
 
-    params = best_of(SAMPLES).model_copy(update={"strength": 1.0})
+    params = best_of(samples).model_copy(update={"strength": 1.0})
     results = piece.search(piece.validation, params, None, derive_seed(piece.seed, TUNING), tilt)
     rows = []
     for prompt, result in zip(piece.validation, results, strict=True):

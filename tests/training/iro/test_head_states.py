@@ -22,7 +22,7 @@ from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.frozen_model import FrozenModel, find_decoder
 from training.iro.data import Prompt
 from training.iro.executor import LocalExecutor
-from training.iro.head_states import head_states
+from training.iro.head_states import head_states, states_along
 from training.iro.prefixes import Prefixes, read_states
 from training.iro.rollouts import Batch, roll_out
 from value_heads import FeatureSpec, LinearHead, ValueStack
@@ -39,6 +39,20 @@ def test_they_are_those_that_the_tokens_were_drawn_from(small_engine: EmbeddedEn
     states = head_states(small_engine.frozen, prompt, [final.tokens for final in finals])
     for final, recomputed in zip(finals, states, strict=True):
         torch.testing.assert_close(recomputed, final.hidden[HEAD_STATE].float(), atol=2e-3, rtol=2e-3)
+
+
+def test_a_layers_states_at_the_tokens_are_the_engines(small_engine: EmbeddedEngine) -> None:
+    """Of completions of different lengths, each with its last token, beside the states that tokens were drawn from."""
+    prompt = small_engine.tokenizer("The lamp by the river was lit every evening, until")["input_ids"]
+    sampling = Sampling(seed=3, stop_ids=tuple(range(0, len(small_engine.tokenizer), 6)))
+    search = guided_search(small_engine, prompt, SearchParams(num_successors=6), sampling, 12, keep_hidden=(1,))
+    finals = asyncio.run(search).finals
+    completions = [final.tokens for final in finals]
+    states = states_along(small_engine.frozen, prompt, completions, 1)
+    alone = head_states(small_engine.frozen, prompt, completions)
+    for final, (drawn_from, of_layer), expected in zip(finals, states, alone, strict=True):
+        torch.testing.assert_close(of_layer, final.hidden[1].float(), atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(drawn_from, expected, atol=2e-3, rtol=2e-3)
 
 
 def test_values_that_read_them_rank_a_search_in_process(small_engine: EmbeddedEngine) -> None:
