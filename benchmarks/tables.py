@@ -22,8 +22,9 @@ def table(head: Row, rows: Iterable[Row]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
-def interval_text(cell: dict[str, float], sign: str = "") -> str:
-    return f"{cell['mean']:{sign}.2f} [{cell['low']:{sign}.2f}, {cell['high']:{sign}.2f}]"
+def interval_text(cell: dict[str, float], sign: str = "", digits: int = 2) -> str:
+    mean, low, high = (f"{cell[name]:{sign}.{digits}f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
 def quality_setup(content: Content) -> str:

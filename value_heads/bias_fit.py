@@ -1,6 +1,6 @@
 """A static tilt from graded rollouts: the reward as a sum of a number for each token, by ridge regression.
 
-The additive case of a return decomposition (token-values.md): r(y) - E r = sum_i b[y_i]. b is a weight for each of the
+The additive case of a return decomposition: r(y) - E r = sum_i b[y_i]. b is a weight for each of the
 commonest tokens and a linear function of the output head's row, so that a token which no rollout holds has one too.
 """
 

@@ -2,7 +2,7 @@
 
 Per state, and without bounds on A, the minimum is A(s,a) = E[r - b | s, a] / beta up to a constant of s: the soft
 advantage. b is the prompt's mean reward, pi the policy of the rollouts. Both terms are exact sums over candidates: the
-likeliest tokens and the drawn one; A is 0 on the rest. Reconstruction (token-values.md): no paper fits this form.
+likeliest tokens and the drawn one; A is 0 on the rest. Reconstruction: no paper fits this form.
 Axes in tensor names: N positions of all rollouts, K candidates, F features, D width, V vocabulary,
 L length features.
 """

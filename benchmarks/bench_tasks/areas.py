@@ -59,7 +59,7 @@ def area_differences(content: JsonObject) -> str:
         for method in OURS:
             rival, seeds, difference = smallest_difference(content, task, method)
             label = f"{task}, {method} ({number_of_seeds(seeds)})"
-            lines.append([label, rival, interval_text(difference, "+"), verdict_of(difference)])
+            lines.append([label, rival, interval_text(difference, "+", 3), verdict_of(difference)])
     return table(["task, method", "the rival that is furthest out", "area less the rival's", "verdict"], lines)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.bench_tasks.areas import Point, areas_by_tokens, best_so_far, mean_reward, outermost_tasks
 from benchmarks.bench_tasks.judges import judge_by_reward, judge_loss
+from benchmarks.bench_tasks.searches import over_searches
 from benchmarks.bench_tasks.tables import text_changes
 
 
@@ -70,6 +71,14 @@ def test_a_job_is_judged_by_what_it_serves() -> None:
     assert judge_loss(content, job | {"improved": False}) == pytest.approx(0.5)
     line = "| t (0 of 1 jobs within 2 %) | 0.40 (0.50) | 0.80 (0.70) | 0.60 (0.90) | 25 % |"
     assert judge_by_reward(content).splitlines()[-1] == line
+
+
+def test_searches_are_compared_where_they_were_run_by_seed() -> None:
+    ours = [row("iro", 16, reward, 100, seed) for seed, reward in enumerate((0.9, 0.7))]
+    searches = [row("iro_search", 16, 0.4, 100, seed=1), row("smc", 16, 0.7, 100, seed=1)]
+    assert (
+        over_searches({"rows": [*ours, *searches]}).splitlines()[-1] == "| t (1 seed) | +0.300, above |  | equal |  |"
+    )
 
 
 def test_text_is_compared_with_the_frozen_models_seed_by_seed() -> None:
