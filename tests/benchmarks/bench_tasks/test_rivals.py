@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,17 +16,17 @@ import torch
 from benchmarks.bench_tasks.answers import Answer
 from benchmarks.bench_tasks.args import Args
 from benchmarks.bench_tasks.dvts import SUBTREE_ROWS, Dvts
-from benchmarks.bench_tasks.methods import Blockwise
+from benchmarks.bench_tasks.methods import METHODS, Blockwise
 from benchmarks.bench_tasks.piece import Piece
 from benchmarks.bench_tasks.smc import Smc
 from benchmarks.bench_tasks.strengths import STRENGTHS, ScaledValues, at_best_strength
-from benchmarks.bench_tasks.temperatures import TiltedSamples
 from benchmarks.bench_tasks.token_values import TokenValues
 from benchmarks.bench_tasks.vas import Vas
-from tests.toy import END, ToyEngine, ToyScorer, enumerate_completions, next_probs
+from tests.toy import END, VOCABULARY, ToyEngine, ToyScorer, enumerate_completions, next_probs
 from training.iro.data import Prompt
+from value_heads.tilt import zero_tilt
 
-START, LENGTH, ANSWERS = (0, 1), 3, 2000
+START, LENGTH, ANSWERS, FEWER_ANSWERS = (0, 1), 3, 2000, 1000
 Distribution = dict[tuple[int, ...], float]
 CANDIDATES = 3
 
@@ -39,7 +40,7 @@ def piece(chunk_length: int = 1, max_tokens: int = LENGTH, **fields: Any) -> Pie
     config: Any = SimpleNamespace(chunk_length=chunk_length, concurrency=64, max_tokens=max_tokens)
     task: Any = SimpleNamespace(name="toy", max_tokens=max_tokens)
     defaults: dict[str, Any] = {"grader": None, "step": lambda name, compute: compute()}
-    engine: Any = ToyEngine()
+    engine: Any = fields.pop("engine", None) or ToyEngine()
     return Piece(config, task, 0, Path(), engine, **defaults | fields)
 
 
@@ -144,21 +145,64 @@ def blockwise_next(rows: int) -> Callable[[tuple[int, ...]], torch.Tensor]:
     return next_of
 
 
-def test_blockwise_keeps_the_block_of_the_highest_value() -> None:
-    exact = by_tokens(blockwise_next(3))
-    answers = Blockwise(piece(), ToyScorer(value)).answers(prompts(ANSWERS), 3, 0)
+@pytest.mark.parametrize("chunk_length", [1, LENGTH])
+def test_blockwise_keeps_the_best_of_its_continuations_by_a_chunk(chunk_length: int) -> None:
+    """One chunk to the end is best-of-n by value, P(y) = F(y)^n - F(<y)^n; chunks of a token are that at each."""
+    laws = {1: by_tokens(blockwise_next(3)), LENGTH: best_of(enumerate_completions(START, LENGTH), 3)}
+    exact = laws.pop(chunk_length)
+    scorer: Any = ToyScorer(value)
+    answers = Blockwise(piece(chunk_length), scorer).answers(prompts(FEWER_ANSWERS), 3, 0)
     assert sum(exact.values()) == pytest.approx(1, abs=1e-5)
-    assert total_variation(frequencies(answers), exact) < 0.07  # 0.05 are expected of so many draws
-    assert total_variation(enumerate_completions(START, LENGTH), exact) > 0.2
+    assert total_variation(frequencies(answers), exact) < 0.08  # 0.05 to 0.06 are expected of so many draws
+    assert all(total_variation(frequencies(answers), law) > 0.3 for law in laws.values())
+    assert all(3 <= answer.base_tokens <= 3 * LENGTH and answer.reward_calls == 0 for answer in answers)
 
 
-def test_a_static_bias_draws_each_token_from_the_softmax_of_its_logit_and_the_bias() -> None:
-    bias = torch.tensor([0.5, 1.5, -1.0, 0.0])
-    exact = by_tokens(lambda body: (next_probs([*START, *body]).log() + 0.8 * bias).softmax(0))
-    tilt: Any = lambda tokens: bias  # noqa: E731 - the toy engine's tilts are functions of a row's tokens
-    answers = TiltedSamples(piece(), tilt, 0.8).answers(prompts(ANSWERS), 1, 0)
-    assert total_variation(frequencies(answers), exact) < 0.05
-    assert total_variation(enumerate_completions(START, LENGTH), exact) > 0.2
+class BiasedToyEngine(ToyEngine):
+    """Steered by the bias and the sharpness of a tilt: A(s,a) = b[a] + sharpness log pi_0(a|s)."""
+
+    async def open(self, prompt_ids: Any, sampling: Any, layers: Any = (), steering: Any = None, head_rows: Any = None):
+        def addition(tokens: tuple[int, ...]) -> torch.Tensor:
+            return steering.tilt.bias + steering.tilt.sharpness * next_probs(tokens).log()
+
+        toy: Any = SimpleNamespace(tilt=addition, strength=steering.strength) if steering else None
+        return await super().open(prompt_ids, sampling, layers, toy, head_rows)
+
+
+class ValueGrader:
+    """The value of a text of token ids."""
+
+    def grade_many(self, pairs: list[Any]) -> list[Any]:
+        completions = [tuple(map(int, sample.output_text.split())) for sample, _ in pairs]
+        return [SimpleNamespace(error=None, reward=value(tokens)) for tokens in completions]
+
+
+@pytest.mark.parametrize(("rows", "strength", "temperature"), [(1, 2.0, 0.5), (2, 1.0, 1.0)])
+def test_a_static_bias_is_drawn_as_validation_prefers_for_so_many_rows(
+    rows: int, strength: float, temperature: float
+) -> None:
+    """q(a|s) = (pi_0(a|s) exp(w b[a]))^(1/temperature), normalised; of several rows the one of the highest reward.
+
+    A strong and cold bias has the higher mean reward on validation prompts, a weaker one the better of two samples."""
+    bias, no_tilt = torch.tensor([0.9, -0.7, 0.4, -0.2]), zero_tilt(VOCABULARY, 2, (), (END,))
+    tried = [
+        {"tilt": 1, "sharpness": 1.0, "penalty": 0.0, "usual": True, "rewards": [[2.0, 2.0]]},
+        {"tilt": 0, "sharpness": 0.0, "penalty": 0.0, "usual": True, "rewards": [[0.0, 3.0]]},
+        {"tilt": 0, "sharpness": 1.0, "penalty": 0.0, "usual": False, "rewards": [[9.0, 9.0]]},
+    ]
+    engine: Any = BiasedToyEngine()
+    engine.tokenizer = SimpleNamespace(decode=lambda tokens, skip_special_tokens: " ".join(map(str, tokens)))
+    toy = piece(engine=engine, grader=ValueGrader(), step=lambda name, compute: {"tried": tried})
+    biases = [replace(no_tilt, bias=each * bias) for each in (1.0, 2.0)]
+    vars(toy).update(no_tilt=no_tilt, trained=SimpleNamespace(stack=ToyScorer(value), static_biases=biases))
+    answers = METHODS["static_bias"].build(toy).answers(prompts(FEWER_ANSWERS), rows, 0)
+
+    def next_of(body: tuple[int, ...]) -> torch.Tensor:
+        logits = next_probs([*START, *body]).double().log() + strength * bias
+        return (logits / temperature).softmax(0)
+
+    assert total_variation(frequencies(answers), best_of(by_tokens(next_of), rows)) < 0.08
+    assert total_variation(enumerate_completions(START, LENGTH), best_of(by_tokens(next_of), rows)) > 0.2
 
 
 @pytest.mark.slow(10)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.bench_tasks.tables import budgets, gains, short
+from benchmarks.bench_tasks.tables import budgets, gains, rewards, short
 
 
 def content_of(*rows: tuple[str, str, int]) -> dict[str, Any]:
@@ -72,3 +72,15 @@ def test_what_an_answer_takes_is_a_mean_over_tasks_of_means_over_seeds() -> None
     }
     content["training"] = [job | {"first_bias": {"base_tokens": 20, "reward_calls": 2}} for job in jobs]
     assert budget_cells(content)["static_bias"][-2:] == ["25", "3"]
+
+
+def test_a_line_of_all_rows_has_the_length_of_answers_and_the_share_that_ends() -> None:
+    interval = {"mean": 0.5, "low": 0.25, "high": 0.75}
+    measured = {"perplexity": 10.0, "distinct_2": 0.9, "kl": None, "base_tokens": 80.0}
+    rows = [
+        {"task": "t", "method": "iro", "rows": 4, "seed": seed, "length": length, "finished": finished} | measured
+        for seed, length, finished in ((0, 20.0, 1.0), (1, 41.0, 0.5))
+    ]
+    cell = {"task": "t", "method": "iro", "rows": 4, "reward": interval, "judge": interval}
+    (line,) = rewards({"rows": rows, "intervals": [cell]}).splitlines()[2:]
+    assert line == "| t | iro | 4 | 0.50 [0.25, 0.75] | 0.50 | 10.0 | 0.90 |  | 30.5 | 0.75 | 80 |"
