@@ -73,9 +73,9 @@ def measured(fitted: FittedPiece, name: str, rank: int, samples: int, frozen: Js
         tried = [tried_strength(piece, unit, 0.0, FROZEN_SAMPLES) | {"usual": True}]
     strength = max((trial for trial in tried if trial["usual"]), key=lambda trial: trial["reward"])["strength"]
     row = answered(piece, name, 1, TiltedSamples(piece, fold_tilts([unit], [strength])))
-    kept = ("task", "seed", "answers", "reward", "perplexity", "distinct_2", "kl", "rewards")
+    fields = ("task", "seed", "answers", "reward", "perplexity", "distinct_2", "kl", "rewards")
     line = {"fit": name, "rank": rank, "spread": spread, "seconds": seconds, "strength": strength, "tried": tried}
-    return line | {field: row[field] for field in kept}
+    return line | {field: row[field] for field in fields}
 
 
 def tried_strengths(piece: Piece, unit: Tilt, samples: int, frozen: JsonObject) -> Iterator[JsonObject]:
@@ -126,14 +126,14 @@ def settings(ranks: Sequence[int]) -> list[tuple[str, int]]:
 def summary(rows: Sequence[JsonObject]) -> list[JsonObject]:
     """Of each line the mean reward and what it is above the trainer's pick (None: it is that), with 95 % bootstrap
     intervals over the held-out prompts."""
-    own = {task: trainers_pick(rows, task) for task in dict.fromkeys(row["task"] for row in rows)}
+    picks = {task: trainers_pick(rows, task) for task in dict.fromkeys(row["task"] for row in rows)}
     return [
         {field: row[field] for field in ("task", "fit", "rank", "strength", "kl", "perplexity")}
         | {
             "rewards": interval(np.array([row["rewards"]])),
             "less_own": None
-            if row is own[row["task"]]
-            else interval(np.subtract([row["rewards"]], [own[row["task"]]["rewards"]])),
+            if row is picks[row["task"]]
+            else interval(np.subtract([row["rewards"]], [picks[row["task"]]["rewards"]])),
         }
         for row in rows
     ]

@@ -225,7 +225,7 @@ def _model(kind: Kind, directory: Path) -> tuple[Any, int | None]:
 
     model = _load(kind, directory, dtype=torch.float32).eval()
     padding = model.config.get_text_config().pad_token_id
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), padding if padding in range(2**31) else None
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), None if padding is None or padding < 0 else padding
 
 
 def _load(kind: Kind, directory: Path, **options: Any) -> Any:

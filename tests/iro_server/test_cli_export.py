@@ -322,9 +322,9 @@ def test_an_adapter_for_peft_keeps_all_ranks_unless_it_is_asked_for_fewer(
 
 def test_ranks_that_make_no_adapter_are_refused(tmp_path: Path, two_rounds: Tilt, model_dir: Path) -> None:
     bundle, out = saved(tmp_path / "bundle", two_rounds, model_dir), ("--out", str(tmp_path / "out"))
-    one = iro("export", bundle, *out, "--format", "vllm", "--rank", "1")
+    bias_alone = iro("export", bundle, *out, "--format", "vllm", "--rank", "1")
     line = "Error: --rank 1 is the bias alone, and the tilt reads the model's state: take 2 or more\n"
-    assert (one.exit_code, one.stderr) == (2, line)
+    assert (bias_alone.exit_code, bias_alone.stderr) == (2, line)
     assert "logit_bias has no ranks: leave --rank out" in refused(bundle, *out, "--format", "logit_bias", "--rank", "8")
     assert "--rank" in refused(bundle, *out, "--rank", "0")
     assert not (tmp_path / "out").exists()
