@@ -72,9 +72,9 @@ class FittedPiece:
             for name, _ in self.names:
                 numbers, groups = self.checkpoints.load(name)["prompts"], completions_of(self.checkpoints, name)
                 states[name] = [
-                    each
+                    pair
                     for number, group in zip(numbers, groups, strict=True)
-                    for each in states_along(engine.frozen, self.prompts[number].token_ids, group, self.layer)
+                    for pair in states_along(engine.frozen, self.prompts[number].token_ids, group, self.layer)
                 ]
             torch.save(states, path)
         loaded: dict[str, list[tuple[Tensor, Tensor]]] = torch.load(path)
