@@ -32,7 +32,7 @@ def _get_problem(url: str) -> str | None:
 
 
 def worker_problem(settings: Settings) -> str | None:
-    """Why jobs do not run here: nothing on this machine takes them, or the database does not answer."""
+    """Why jobs do not run here: nothing on this machine takes them, or the database cannot be used."""
     if not presence.takes_jobs_here(settings.data_dir):
         return f"nothing on this machine runs the jobs of {settings.data_dir}"
     try:
