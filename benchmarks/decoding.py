@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks import sharing
+from benchmarks import sharing, tilts
 from benchmarks.record import command_line, finish
-from benchmarks.workload import BEAM, PASSAGE, PROMPT_TOKENS, ROWS, linear_heads
+from benchmarks.workload import BEAM, PASSAGE, PROMPT_TOKENS, ROWS, TILT_RANK, linear_heads
 from iro_server import JsonObject
-from iro_server.decoding.base import Scorer
+from iro_server.decoding.base import Scorer, SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
@@ -220,6 +220,20 @@ def measure(bench: Bench, loop_tokens: int) -> JsonObject:
     }
 
 
+def tilt_checks(bench: Bench) -> list[JsonObject]:
+    """What one aligned row costs, and how much sooner it answers than a search whose reward it can reach
+    (docs/tasks.md says on which tasks)."""
+    tilted, rank, one_row = tilts.Bench(bench.engine, bench.tokens, bench.repeats), 2 * TILT_RANK, SearchParams()
+    cost = tilted.ratio(one_row, tilted.tilts(rank), one_row)
+    rows = [("i", f"aligned, one row with a tilt of rank {rank} / plain, one row", cost, tilts.AIM)]
+    rows += [("j", name, ratios, tilts.SPEEDUP_AIM) for name, ratios in tilts.speedups(tilted, rank).items()]
+    return [
+        {"line": line, "name": name, "expected": f">= {aim:g}", "got": got, "holds": got >= aim}
+        for line, name, ratios, aim in rows
+        for got in (statistics.median(ratios),)
+    ]
+
+
 def sharing_checks(shared: JsonObject) -> list[JsonObject]:
     """How little an engine loses to sleeping threads, and to a neighbour on the same cores."""
     rows = [
@@ -243,6 +257,7 @@ def main() -> None:
         parser.error(f"--loop-tokens: a multiple of {CHUNK}, since the paper's loop draws chunks of {CHUNK} tokens")
     bench = Bench(args.tokens, args.repeats)
     result = measure(bench, args.loop_tokens)
+    result["checks"] += tilt_checks(bench)
     bench.engine.close()
     shared = sharing.measure(sharing.SECONDS, args.repeats)
     result["checks"] += sharing_checks(shared)

@@ -2,8 +2,8 @@
 
 Tokens a second with a tilt over those without one, at equal rows. Against searches of 16 rows, which need no tilt:
 how much sooner one row answers alone, and how many answers a second 16 such requests at once give, over 16 searches at
-once and over searches one after another. fp32, SmolLM2-135M, prompts of 40 tokens, tilts of rank 16 with all parts. The
-sides of a ratio take turns. Run it on a quiet machine.
+once and over searches one after another. fp32, SmolLM2-135M, prompts of 40 tokens, tilts with all parts. The sides of a
+ratio take turns. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from benchmarks.record import command_line, finish
 from benchmarks.workload import BEAM, PASSAGE, PROMPT_TOKENS, TILT_RANK, linear_heads, random_tilt
@@ -33,8 +34,11 @@ class Bench:
     def __init__(self, engine: EmbeddedEngine, tokens: int, repeats: int) -> None:
         self.engine, self.tokens, self.repeats = engine, tokens, repeats
         self.prompt = engine.tokenizer(PASSAGE)["input_ids"][:PROMPT_TOKENS]
-        vocabulary, width = engine.frozen.head_weight.shape
-        self.tilts = [random_tilt(vocabulary, width, engine.info.eos_ids, seed) for seed in range(TILTS)]
+
+    def tilts(self, rank: int, count: int = 1) -> list[Tilt]:
+        vocabulary, width = self.engine.frozen.head_weight.shape
+        tilt = partial(random_tilt, vocabulary, width, self.engine.info.eos_ids, rank=rank)
+        return [tilt(seed=seed) for seed in range(count)]
 
     def seconds(
         self, params: SearchParams, steerings: list[Steering | None], values: ValueStack | None = None
@@ -83,27 +87,43 @@ class Bench:
         return ratios
 
 
-def measure(bench: Bench) -> JsonObject:
-    tilt, plain, sixteen = bench.tilts[0], SearchParams(), SearchParams(num_successors=16)
+def costs(bench: Bench, rank: int) -> dict[str, list[float]]:
+    """Speed with tilts over that without, each repeat's."""
+    [tilt], plain, sixteen = bench.tilts(rank), SearchParams(), SearchParams(num_successors=16)
     ratios = {
-        f"a tilt, {rows} rows / none": bench.ratio(rows_at_once, [tilt], rows_at_once)
+        f"a tilt of rank {rank}, {rows} rows / none": bench.ratio(rows_at_once, [tilt], rows_at_once)
         for rows in ROWS
         for rows_at_once in (SearchParams(num_successors=rows),)
     }
-    ratios[f"{TILTS} requests, a tilt each / none"] = bench.ratio(plain, bench.tilts, plain)
-    ratios["a tilt that is new to the engine, 16 rows / none"] = bench.ratio(sixteen, [tilt], sixteen, first_seen=True)
-    aims = dict.fromkeys(ratios, AIM)
-    ratios["one answer, a tilt at one row / a search of 16 rows"] = bench.ratio(plain, [tilt], BEAM)
+    ratios[f"{TILTS} requests, a tilt of rank {rank} each / none"] = bench.ratio(plain, bench.tilts(rank, TILTS), plain)
+    first_seen = bench.ratio(sixteen, [tilt], sixteen, first_seen=True)
+    ratios[f"a tilt of rank {rank} that is new to the engine, 16 rows / none"] = first_seen
+    return ratios
+
+
+def speedups(bench: Bench, rank: int) -> dict[str, list[float]]:
+    """How much sooner one tilted row answers than a search of 16 rows, each repeat's."""
+    [tilt] = bench.tilts(rank)
+    ratios = {
+        f"one answer, a tilt at one row / a search of {BEAM.rows} rows": bench.ratio(SearchParams(), [tilt], BEAM)
+    }
     for order, values in bench.against_searches([Steering(tilt)] * BEAM.rows).items():
-        ratios[f"answers a second, {BEAM.rows} requests of one row at once / searches of {BEAM.rows} rows {order}"] = (
-            values
-        )
-    aims = dict.fromkeys(ratios, SPEEDUP_AIM) | aims
+        name = f"answers a second, {BEAM.rows} requests of one row at once / searches of {BEAM.rows} rows {order}"
+        ratios[name] = values
+    return ratios
+
+
+def measure(bench: Bench, ranks: Sequence[int]) -> JsonObject:
+    by_aim = {
+        AIM: {name: ratios for rank in ranks for name, ratios in costs(bench, rank).items()},
+        SPEEDUP_AIM: speedups(bench, max(ranks)),
+    }
     rows = [
-        {"name": name, "median": statistics.median(values), "ratios": values, "aim": aims[name]}
+        {"name": name, "median": statistics.median(values), "ratios": values, "aim": aim}
+        for aim, ratios in by_aim.items()
         for name, values in ratios.items()
     ]
-    return {"rows": rows, "tokens": bench.tokens, "rank": TILT_RANK}
+    return {"rows": rows, "tokens": bench.tokens}
 
 
 def report(numbers: JsonObject) -> None:
@@ -115,9 +135,10 @@ def main() -> None:
     parser = command_line("tilts", __doc__)
     parser.add_argument("--tokens", type=int, default=64, help="new tokens a row")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[TILT_RANK, 2 * TILT_RANK], help="of the tilts' maps")
     args = parser.parse_args()
     with EmbeddedEngine(prepare_model()) as engine:
-        finish(args, measure(Bench(engine, args.tokens, args.repeats)), report)
+        finish(args, measure(Bench(engine, args.tokens, args.repeats), args.ranks), report)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,9 @@ def linear_heads(info: ModelInfo, count: int) -> ValueStack:
     return ValueStack(heads, [1.0] * count)
 
 
-def random_tilt(vocabulary: int, width: int, stop_ids: tuple[int, ...], seed: int, words: bool = True) -> Tilt:
+def random_tilt(
+    vocabulary: int, width: int, stop_ids: tuple[int, ...], seed: int, words: bool = True, rank: int = TILT_RANK
+) -> Tilt:
     """A bias and a map of the state; with ``words`` gates, lengths and a sharpness too. Its numbers do not matter to
     speed: small random ones."""
     generator = torch.Generator().manual_seed(seed)
@@ -47,11 +49,11 @@ def random_tilt(vocabulary: int, width: int, stop_ids: tuple[int, ...], seed: in
     return replace(
         zero_tilt(vocabulary, width, (), stop_ids),
         bias=small(vocabulary),
-        state_factor=small(TILT_RANK, width + 1),
-        token_factor=small(TILT_RANK, width),
+        state_factor=small(rank, width + 1),
+        token_factor=small(rank, width),
         gates=small(len(FEATURES), width + 1) * words,
         direction=small(width),
-        length_factor=small(TILT_RANK, NUM_LENGTH_FEATURES) * words,
+        length_factor=small(rank, NUM_LENGTH_FEATURES) * words,
         length_stop=small(NUM_LENGTH_FEATURES) * words,
         sharpness=1.0 * words,
     )
