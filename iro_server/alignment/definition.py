@@ -185,7 +185,7 @@ class AlignmentOptions(BaseModel):
         ge=1,
         le=65_536,
         description="Maximum rows W·K that the aligned model is served with. A model with a tilt is served with the "
-        "fewest rows, of 1, a quarter of W·K and W·K, whose validation reward the best does not surely exceed. With "
+        "fewest rows, of 1, 2, a quarter of W·K and W·K, whose validation reward the best does not surely exceed. With "
         "more rows than one, values steer a search or pick among whole samples, whichever validation prefers.",
     )
     early_stop: bool = Field(

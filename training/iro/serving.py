@@ -1,8 +1,8 @@
 """The rows that an aligned model is served with.
 
-Validation prompts decide whether one row of its tilt, a quarter of the search's rows, or all of them are served, and
-whether values steer the search, by its chunks or by longer ones, or pick among whole samples. Reconstruction: the paper
-searches alone.
+Validation prompts decide whether one row of its tilt, two, a quarter of the search's rows, or all of them are served,
+and whether values steer the search, by its chunks or by longer ones, or pick among whole samples. Reconstruction: the
+paper searches alone.
 """
 
 from __future__ import annotations
@@ -144,8 +144,10 @@ def searches(config: AlignConfig, tilted: bool) -> dict[str, SearchParams]:
     if not tilted:
         return by_name
     quarter = {"beam_width": 1, "num_successors": min(max(2, full.rows // 4), MAX_SUCCESSORS), "strength": 1.0}
+    two = {**samples, "num_successors": 2, "strength": 1.0}
     tilted_ways = {
         "tilt": SearchParams(strength=1.0),
+        **({"tilt and two samples": full.model_copy(update=two)} if full.rows // 4 > 2 else {}),
         **{
             f"tilt and {name}, a quarter of the rows": params.model_copy(update=quarter)
             for name, params in by_name.items()

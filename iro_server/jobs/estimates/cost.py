@@ -105,7 +105,8 @@ def job_work(options: AlignmentOptions, rows: Rows) -> tuple[list[Work], list[Wo
 def rows_of_ways(search_rows: int) -> list[int]:
     """Rows of each way to serve a tilted model that a job validates."""
     quarter = max(2, search_rows // 4)
-    return [1, *[quarter] * 3, *[search_rows] * 3]
+    two = [2] if quarter > 2 else []
+    return [1, *two, *[quarter] * 3, *[search_rows] * 3]
 
 
 def served_rows(options: AlignmentOptions) -> int:

@@ -69,7 +69,9 @@ def test_a_worker_is_well_while_it_runs_and_its_database_answers(settings):
         wait_for(lambda: iro(settings, "health", "--worker").returncode == 0)
         away = {"IRO_DATABASE_URL": "postgresql+psycopg://nobody@127.0.0.1:1/none"}
         unwell = iro(settings, "health", "--worker", **away)
-        assert unwell.returncode == 1 and unwell.stderr.startswith("Error: the database postgresql+psycopg://nobody@127")
+        assert unwell.returncode == 1 and unwell.stderr.startswith(
+            "Error: the database postgresql+psycopg://nobody@127"
+        )
     assert "nothing on this machine runs the jobs" in iro(settings, "health", "--worker").stderr
 
 

@@ -131,6 +131,16 @@ def test_a_search_is_tried_by_longer_chunks_too_where_a_completion_has_several(t
     assert not any("longer" in name for name in searches(config_in(tmp_path, max_tokens=16), tilted=True))
 
 
+def test_the_price_of_two_rows_is_told_where_a_quarter_of_the_search_takes_more(tmp_path: Path) -> None:
+    def rows(successors: int) -> list[int]:
+        ways = searches(config_in(tmp_path, beam_width=2, num_successors=successors), tilted=True)
+        return sorted({params.rows for params in ways.values() if params.strength})
+
+    assert rows(8) == [1, 2, 4, 16]
+    assert rows(4) == [1, 2, 8]
+    assert rows(2) == [1, 2, 4]
+
+
 def test_ways_of_different_searches_are_validated_apart_and_can_be_served(tmp_path: Path) -> None:
     for width, successors in ((1, 1), (2, 1), (1, 2), (4, 4), (32, 64)):
         config = config_in(tmp_path, beam_width=width, num_successors=successors, max_rows=4096)
