@@ -21,6 +21,7 @@ from value_heads.prompt_features import FEATURES, FeatureSets, RowFeatures, Runn
 
 TiltPart = Literal["bias", "states", "words", "word_states", "word_sets", "lengths", "sharpness"]
 TILT_PARTS: frozenset[TiltPart] = frozenset(get_args(TiltPart))
+EXPORTABLE_PARTS: frozenset[TiltPart] = frozenset({"bias", "states", "sharpness"})  # that a file and a temperature hold
 STOP = FEATURES.index("stop")
 REPEATED = [FEATURES.index(name) for name in ("prompt_repeated", "repeated")]
 LEAST_LOGIT = -1e4  # lower ones are those of tokens that cannot be drawn

@@ -157,12 +157,13 @@ class AlignmentOptions(BaseModel):
     backbone_layers: int | None = Field(
         None, ge=1, description="For `lora`: the first layers of the model that form the backbone. Null takes a third."
     )
-    tilt: Literal["auto", "off"] = Field(
+    tilt: Literal["auto", "exportable", "off"] = Field(
         "auto",
         description="`auto` fits tilts, which steer each token as it is drawn, and keeps the best of them where it is "
         "surely better than none at one row. It needs all weights of the frozen model in `model_dir`, an engine that "
         "applies tilts (in process, or vLLM; in process alone for `selection` `smc`) and a `value_model` other than "
-        "`lora`. Elsewhere (Ray, text endpoints), as with `off`, values steer the search alone.",
+        "`lora`. Elsewhere (Ray, text endpoints), as with `off`, values steer the search alone. `exportable` leaves "
+        "out the parts that read words and lengths, so that `iro export` writes the whole tilt.",
     )
     tilt_rounds: int = Field(
         3,

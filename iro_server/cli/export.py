@@ -52,7 +52,7 @@ def export(
     """Write the tilt that an alignment job fitted, for servers that are not Iro."""
     from iro_server.engines.describe import Description
     from value_heads import load_bundle
-    from value_heads.tilt import fold_tilts
+    from value_heads.tilt import EXPORTABLE_PARTS, fold_tilts
 
     if out.exists():
         raise FileExistsError(f"{out} exists")
@@ -66,10 +66,10 @@ def export(
     tilt = stack.tilt
     if tilt is None:
         raise ValueError(f"{bundle} has no tilt: its values only rank what the model proposes, which no adapter does")
-    if tilt.parts & {"words", "lengths"} and not without_words:
+    if tilt.parts - EXPORTABLE_PARTS and not without_words:
         raise ValueError(
             "this tilt depends on the prompt's and the response's words or length, which no adapter holds: "
-            "serve it by Iro, or export the rest by --without-words"
+            "serve it by Iro, export the rest by --without-words, or start a job with tilt=exportable"
         )
     unsharpened = fold_tilts([tilt], [tilt.temperature()])
     if format == "logit_bias":

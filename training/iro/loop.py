@@ -42,7 +42,7 @@ from training.iro.seeds import FIT, ROLLOUTS, SPLIT, TILTED
 from training.iro.serving import Served, serve, within_max_rows
 from training.iro.tilt_rows import TiltData
 from training.iro.tilt_trials import Limits
-from training.iro.tilting import Round, Start, Tilting, numbered, tries_tilts, warn_of_refused
+from training.iro.tilting import Round, Start, Tilting, fitted_parts, numbered, tries_tilts, warn_of_refused
 from training.iro.validation import Validated, Validation
 from training.iro.values import Bundles, Stack
 from training.json_values import JsonObject
@@ -88,7 +88,8 @@ class Alignment:
         self.refused: dict[int, JsonObject | None] = {}  # by step, a tilt whose text the grader prefers
         self.stacks: dict[int, Stack] = {}  # by the step that validated it
         self.served: dict[int, Served] = {}  # likewise
-        self.tilts = self.learner.spec is not None and tries_tilts(config, executor.steers, model.info)
+        self.steers = fitted_parts(config, executor.steers)
+        self.tilts = self.learner.spec is not None and tries_tilts(config, self.steers, model.info)
 
     def run_all(self) -> JsonObject:
         self.run.planned_steps = self.planned_steps()
@@ -122,7 +123,7 @@ class Alignment:
         part, policy, executor = self.prompts.slices[step - 1], self.tilt, self.executor
         prompts = {prompt.index: prompt for prompt in part.train}
         shards, temperature = self.shards(draws.train), self.config.temperature
-        data = TiltData(prompts, shards, self.model, executor.load_frozen, executor.steers, policy, temperature)
+        data = TiltData(prompts, shards, self.model, executor.load_frozen, self.steers, policy, temperature)
         tilting = Tilting(self.run, self.validation, data, step, tilt_round, self.limits, self.start)
         self.tilt = tilting.choose(part.heldout, draws.heldout)
         self.limits, self.start = tilting.limits, tilting.start
@@ -144,7 +145,7 @@ class Alignment:
     def planned_steps(self) -> int:
         iterations = range(1, self.config.iterations + 1)
         drawing, is_tilted = list(filter(self.draws, iterations)), self.tilt is not None
-        steps = planned_steps(self.config, self.prompts, drawing, self.rounds, self.executor.steers, is_tilted)
+        steps = planned_steps(self.config, self.prompts, drawing, self.rounds, self.steers, is_tilted)
         return steps + self.run.has("lengths")
 
     def iterate(self, step: int) -> JsonObject:

@@ -1,7 +1,7 @@
 """Tilts from an alignment job's rollouts: plain samples of the frozen model, later of its tilted policy.
 
 Three kinds are fitted: ``words`` reads what prompt and response hold of a candidate, ``states`` the model's state too,
-``bias`` is one number for each token.
+``bias`` is one number for each token. Where words are not to be read, ``states`` reads the state alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from training.iro.rollouts import HEAD_STATES, completions_of, schema_of
 from value_heads.bias_fit import fit_bias, within_groups
 from value_heads.length_features import length_features
 from value_heads.prompt_features import TokenGroups, candidate_features, common_tokens
-from value_heads.tilt import BoundTilt, Tilt, TiltPart, fold_tilts, zero_tilt
+from value_heads.tilt import STOP, BoundTilt, Tilt, TiltPart, fold_tilts, zero_tilt
 from value_heads.tilt_export import constant_direction
 from value_heads.tilt_fit import TiltFit, TiltRows, fit_tilt
 
@@ -123,10 +123,12 @@ def fit_tilts(data: TiltData, seed: int, stop_if_asked: Callable[[], None]) -> d
     prompts_R, rewards_R = (torch.cat([getattr(part, name) for part in parts]) for name in ("prompt_R", "rewards_R"))
     fit = TiltFit() if "word_states" in data.steers else TiltFit(gate_rate=0.0)
     fit = fit if "lengths" in data.steers else replace(fit, length_rate=0.0)
-    tilts = {
-        "words": fit_tilt(rows, head_VD, zero, replace(fit, rank=0, bias_rate=0.0), seed, stop_if_asked),
-        "bias": replace(zero, bias=fit_bias(completions, prompts_R, rewards_R, head_VD, seed)),
-    }
+    tilts = {"bias": replace(zero, bias=fit_bias(completions, prompts_R, rewards_R, head_VD, seed))}
+    if "words" in data.steers:
+        wordless = replace(fit, rank=0, bias_rate=0.0)
+        tilts["words"] = fit_tilt(rows, head_VD, zero, wordless, seed, stop_if_asked)
+    else:
+        rows = without_words(rows)
     if "states" in data.steers:
         tilts["states"] = fit_tilt(rows, head_VD, zero, fit, seed, stop_if_asked)
     return {kind: fold_tilts([tilt], [data.temperature]) for kind, tilt in tilts.items()}
@@ -149,6 +151,13 @@ def tilt_rows(data: TiltData, zero: Tilt, seed: int) -> TiltRows:
             parts.append(_rows_of(data, zero, prompt, tokens, states[place], float(advantages[row])))
     rows = TiltRows.concatenate(parts)
     return replace(rows, advantages_N=rows.advantages_N / (rows.advantages_N.std() + 1e-6))
+
+
+def without_words(rows: TiltRows) -> TiltRows:
+    """As if no candidate were a word of the prompt or the response: gates on words stay 0."""
+    features_NKF = torch.zeros_like(rows.features_NKF)
+    features_NKF[..., STOP] = rows.features_NKF[..., STOP]
+    return replace(rows, features_NKF=features_NKF)
 
 
 @torch.no_grad()

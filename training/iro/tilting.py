@@ -49,7 +49,7 @@ from training.iro.validation import LogprobsOf, Validation
 from training.json_values import JsonObject
 from training.run import Run
 from value_heads.threads import on_fresh_thread
-from value_heads.tilt import Tilt, TiltPart, fold_tilts, sharpened, with_repetition_penalty
+from value_heads.tilt import EXPORTABLE_PARTS, Tilt, TiltPart, fold_tilts, sharpened, with_repetition_penalty
 from value_heads.tilt_rank import recompressed
 
 CODE = "exploitable_grader"
@@ -68,16 +68,21 @@ def tries_tilts(config: AlignConfig, steers: frozenset[TiltPart], info: ModelInf
     """Whether a job fits tilts. None where finals are resampled, which corrects for a tilt by its log-ratios, and the
     engine does not report these. AlignError where it is to limit nats that the engine does not know."""
     corrects = config.search.rule.samples and not info.drift
-    tries = config.tilt == "auto" and bool(steers) and not corrects
+    tries = config.tilt != "off" and bool(steers) and not corrects
     if tries and config.max_kl is not None and not info.drift:
         message = "max_kl needs the frozen model in the job's own process: servers do not report it; leave it out"
         raise AlignError(message, "unknown_kl", "max_kl")
     return tries
 
 
+def fitted_parts(config: AlignConfig, steers: frozenset[TiltPart]) -> frozenset[TiltPart]:
+    """Of those that the engine applies, the parts of a tilt that the job fits."""
+    return steers & EXPORTABLE_PARTS if config.tilt == "exportable" else steers
+
+
 def num_trials(steers: frozenset[TiltPart]) -> int:
     """Tilts that are tried, each at its strengths."""
-    return sum(len(strengths) for kind, strengths in TRIALS.items() if kind != "states" or "states" in steers)
+    return sum(len(strengths) for kind, strengths in TRIALS.items() if kind == "bias" or kind in steers)
 
 
 def trial_shards(config: AlignConfig, prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:

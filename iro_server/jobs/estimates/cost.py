@@ -81,7 +81,7 @@ def job_work(options: AlignmentOptions, rows: Rows) -> tuple[list[Work], list[Wo
     search_rows = options.beam_width * options.num_successors
     size = min(options.prompts_per_iteration or training // options.iterations, training)
     held_out = max(1, round(size * HELDOUT_SHARE))
-    is_tilted = options.tilt == "auto"
+    is_tilted = options.tilt != "off"
     later = options.rollouts_per_prompt if is_tilted else search_rows
     rollouts = [Work(size, options.rollouts_per_prompt), *[Work(size, later)] * (options.iterations - 1)]
     if is_tilted:

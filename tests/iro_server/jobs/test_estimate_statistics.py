@@ -35,6 +35,7 @@ from training.iro.tilt_trials import MOST_STRONGER
 from training.iro.tilting import FURTHER_TRIALS, TRIAL_SAMPLES, num_trials
 from training.iro.trials import PENALTIES, SHARPNESS
 from training.iro.validation import BETA_GRID
+from value_heads.tilt import TILT_PARTS
 
 NAN = math.nan
 NEVER = Repeats.of([(0.5, 0.5)] * 8)
@@ -196,7 +197,7 @@ def test_the_cost_counts_no_more_rows_than_a_model_is_served_with():
 def test_the_cost_counts_what_the_trainer_tries():
     """The server does not import the trainer."""
     assert cost.HELDOUT_SHARE == HELDOUT_SHARE
-    least = num_trials(frozenset({"states"})) + FURTHER_TRIALS + MOST_STRONGER
+    least = num_trials(TILT_PARTS) + FURTHER_TRIALS + MOST_STRONGER
     assert least + len(PENALTIES) == cost.EARLY_TRIALS
     settings = len(SHARPNESS) + len(PENALTIES)  # of one that was refused; and of the best and the policy, sharper
     assert least + 3 * settings == cost.LAST_TRIALS

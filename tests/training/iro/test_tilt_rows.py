@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -11,18 +12,20 @@ import torch
 
 from iro_server import JsonObject
 from iro_server.decoding.base import SearchParams
-from iro_server.engines.base import Sampling
+from iro_server.engines.base import ModelInfo, Sampling
 from iro_server.engines.describe import Description
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.frozen_model import FrozenModel
 from tests.training.iro.test_prefixes import Folder
+from tests.training.iro.test_tilting import config_in
 from training.iro.data import Prompt
 from training.iro.fit import Scale, Shards
 from training.iro.head_states import head_states
 from training.iro.prefixes import state_table
 from training.iro.rollouts import HEAD_STATES, Batch, roll_out, stored
 from training.iro.tilt_rows import TiltData, fit_tilts, tilt_rows
-from value_heads.tilt import zero_tilt
+from training.iro.tilting import TRIALS, fitted_parts, num_trials, tries_tilts
+from value_heads.tilt import TILT_PARTS, zero_tilt
 
 TEMPERATURE = 0.5
 PROMPTS, SAMPLES, LENGTH = 6, 8, 12
@@ -72,6 +75,29 @@ def test_a_tilt_of_draws_at_a_temperature_is_divided_by_it_when_tokens_are_drawn
             if name not in ("direction", "direction_error"):
                 torch.testing.assert_close(tilt.tensors()[name] / TEMPERATURE, tensor, rtol=1e-3, atol=1e-5)
     assert expected["words"].gates.abs().max() > 0.01
+
+
+def test_an_exportable_tilt_reads_the_state_and_no_words(
+    small_model: Path, frozen: FrozenModel, tmp_path: Path
+) -> None:
+    prompts = {index: Prompt(index, tuple(range(300, 400)), {}) for index in range(PROMPTS)}
+    shards, description = drawn_at(1.0, frozen, tmp_path), Description.of_directory(small_model)
+    parts = {}
+    for tilt in ("auto", "exportable"):
+        steers = fitted_parts(config_in(tmp_path, tilt=tilt), TILT_PARTS)
+        data = TiltData(prompts, shards, description, lambda: frozen, steers)
+        parts[tilt] = {kind: fitted.parts for kind, fitted in fit_tilts(data, 0, lambda: None).items()}
+    assert parts["auto"]["words"] >= {"words", "lengths"} and parts["auto"]["states"] >= {"states", "words", "lengths"}
+    assert parts["exportable"] == {"states": {"bias", "states"}, "bias": {"bias"}}
+
+
+def test_an_exportable_tilt_takes_no_trials_of_words(tmp_path: Path) -> None:
+    parts = {tilt: fitted_parts(config_in(tmp_path, tilt=tilt), TILT_PARTS) for tilt in ("auto", "exportable")}
+    assert parts == {"auto": TILT_PARTS, "exportable": {"bias", "states", "sharpness"}}
+    assert num_trials(parts["auto"]) - num_trials(parts["exportable"]) == len(TRIALS["words"])
+    known = cast(ModelInfo, SimpleNamespace(drift=True))
+    tried = [tries_tilts(config_in(tmp_path, tilt=tilt), TILT_PARTS, known) for tilt in ("exportable", "off")]
+    assert tried == [True, False]
 
 
 def test_a_fit_reads_whole_rollouts_of_about_as_many_positions_as_it_may(
