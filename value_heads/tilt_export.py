@@ -9,7 +9,7 @@ Axes in tensor names: V vocabulary, D width, r rank, N states.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -47,6 +47,13 @@ def head_adapter(tilt: Tilt, head_VD: Tensor) -> HeadAdapter:
     static = tilt.bias + columns @ rows[:, -1]
     used = (rows[:, :-1] != 0).any(1)
     return HeadAdapter(rows[used, :-1].contiguous(), columns[:, used].contiguous(), static - static.median())
+
+
+def exported_part(tilt: Tilt) -> Tilt:
+    """The tilt that ``head_adapter`` holds, at its temperature: without words and lengths."""
+    gates = torch.zeros_like(tilt.gates)
+    gates[STOP] = tilt.gates[STOP]
+    return replace(tilt, gates=gates, word_sets=(), length_factor=None, length_stop=None)
 
 
 def bias_at_mean_state(tilt: Tilt) -> Tensor:

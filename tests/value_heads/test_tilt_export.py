@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.value_heads.test_tilt import GROUPS, STOP, VOCABULARY, WIDTH, head, random_rows, random_tilt
-from value_heads.prompt_features import FEATURES
-from value_heads.tilt import BoundTilt, Tilt, fold_tilts, zero_tilt
+from value_heads.tilt import EXPORTABLE_PARTS, BoundTilt, fold_tilts, zero_tilt
 from value_heads.tilt_export import (
     HeadAdapter,
     bias_at_mean_state,
     compressed,
     constant_direction,
+    exported_part,
     head_adapter,
     logit_bias,
     without_static,
@@ -23,14 +23,9 @@ from value_heads.tilt_export import (
 from value_heads.tilt_fit import TiltFit, fit_tilt
 
 
-def without_words(tilt: Tilt) -> Tilt:
-    reads_stop = torch.tensor([[name == "stop"] for name in FEATURES])
-    return replace(tilt, gates=tilt.gates * reads_stop)
-
-
 @given(st.integers(0, 999), st.integers(0, 4))
 def test_an_adapter_and_a_bias_draw_as_the_tilt_does(seed: int, rank: int) -> None:
-    tilt = without_words(random_tilt(seed, rank))
+    tilt = exported_part(random_tilt(seed, rank))
     states = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(seed + 1))
     base = states @ head().T
     expected = [
@@ -39,7 +34,7 @@ def test_an_adapter_and_a_bias_draw_as_the_tilt_does(seed: int, rank: int) -> No
     tilted = (base + torch.cat(expected)).log_softmax(-1)
     adapter = head_adapter(tilt, head())
     assert torch.allclose((base + adapter.additions(states)).log_softmax(-1), tilted, atol=1e-4)
-    assert adapter.lora_A.shape == (rank + 1, WIDTH) and "words" not in tilt.parts
+    assert adapter.lora_A.shape == (rank + 1, WIDTH) and tilt.parts <= EXPORTABLE_PARTS
 
 
 def test_states_with_a_constant_part_need_no_bias() -> None:
@@ -80,7 +75,7 @@ def test_the_bias_of_a_fitted_tilt_is_what_it_adds_at_the_mean_state(strengths: 
 
 
 def test_the_stop_gate_is_in_the_bias_where_it_reads_no_state() -> None:
-    tilt = without_words(random_tilt(1, 0))
+    tilt = exported_part(random_tilt(1, 0))
     constant = replace(tilt, gates=torch.cat([torch.zeros_like(tilt.gates[:, :-1]), tilt.gates[:, -1:]], 1))
     torch.testing.assert_close(bias_at_mean_state(constant), head_adapter(constant, head()).static)
     torch.testing.assert_close(bias_at_mean_state(tilt), tilt.bias - tilt.bias.median())
@@ -95,7 +90,7 @@ def test_the_strongest_entries_are_kept() -> None:
 
 @given(st.integers(0, 999), st.integers(1, 3))
 def test_tilts_that_share_their_ranks_compress_without_loss(seed: int, rank: int) -> None:
-    tilt = without_words(random_tilt(seed, rank))
+    tilt = exported_part(random_tilt(seed, rank))
     folded = head_adapter(fold_tilts([tilt] * 3, [1.0, 0.5, -0.2]), head())
     small, missing = compressed(folded, rank + 1)
     states = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(seed))
@@ -117,7 +112,7 @@ def test_what_adds_the_same_to_all_tokens_takes_no_rank() -> None:
 
 
 def test_what_compression_leaves_out_is_said() -> None:
-    adapter = head_adapter(without_words(random_tilt(2, 4)), head())
+    adapter = head_adapter(exported_part(random_tilt(2, 4)), head())
     states = torch.randn(4000, WIDTH, generator=torch.Generator().manual_seed(0))
     of_state = adapter.additions(states) - adapter.static
     previous = 1.0
