@@ -13,7 +13,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
-from sqlalchemy.exc import DataError, InterfaceError, InternalError, OperationalError, SQLAlchemyError, TimeoutError
+from sqlalchemy.exc import (
+    DataError,
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    SQLAlchemyError,
+    TimeoutError,
+)
+from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
@@ -276,6 +285,15 @@ def install(app: FastAPI) -> None:
 
     for away in DATABASE_AWAY:
         app.exception_handler(away)(unstored)
+
+    @app.exception_handler(IntegrityError)
+    @app.exception_handler(StaleDataError)
+    async def overtaken(_: Request, error: SQLAlchemyError) -> JSONResponse:
+        """Two requests at once: one deleted what the other changes or names, or both make the same. OpenAI's clients
+        try a 409 again, and learn what holds by then."""
+        log.warning("a request was overtaken by another", exc_info=error)
+        message = "Another request changed or deleted the same at this moment; nothing was changed. Try again."
+        return answer(APIError(409, message, code="conflict"))
 
     @app.exception_handler(DataError)
     async def unstorable(_: Request, error: DataError) -> JSONResponse:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from iro_server import JsonObject
+from iro_server import JsonObject, JsonValue
 from iro_server.api.errors import bad_request
 from iro_server.engines.quoted_tokens import strings
 from iro_server.graders.templates import item_fields
@@ -21,8 +21,16 @@ def check_fields(
     if input_messages:
         _check(_fields_of_messages(input_messages) - present, "the messages read", "data_source.input_messages")
     for name, criterion in zip(criterion_names(criteria), criteria, strict=True):
-        if criterion["type"] != "python":
-            _check(_fields_of(criterion) - present, f"the criterion {name!r} reads", "data_source.source")
+        _check(_fields_of(_templates(criterion)) - present, f"the criterion {name!r} reads", "data_source.source")
+
+
+def _templates(spec: JsonValue) -> JsonValue:
+    """A grader without its python code, and without that of the graders within it."""
+    if isinstance(spec, list):
+        return [_templates(part) for part in spec]
+    if not isinstance(spec, dict):
+        return spec
+    return {} if spec.get("type") == "python" else {name: _templates(part) for name, part in spec.items()}
 
 
 def _check(absent: set[str], reader: str, param: str) -> None:

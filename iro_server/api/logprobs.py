@@ -17,12 +17,14 @@ BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")  # a sentencepiece tokenizer's, of 
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], str]:
-    """The text of a token by itself; each token is decoded once."""
+    """The text of a token within a text, where a tokenizer that strips a text's first space leaves it; each token is
+    decoded once."""
     texts: dict[int, str] = {}
 
     def text_of(token: int) -> str:
         if token not in texts:
-            texts[token] = str(tokenizer.decode([token]))
+            alone, twice = str(tokenizer.decode([token])), str(tokenizer.decode([token, token]))
+            texts[token] = twice[len(alone) :] if twice.startswith(alone) else alone
         return texts[token]
 
     return text_of

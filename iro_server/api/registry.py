@@ -15,6 +15,7 @@ from iro_server import JsonObject
 from iro_server.alignment.definition import ServedDefaults
 from iro_server.decoding.base import Scorer, SearchParams
 from iro_server.engines.base import Engine, Steering
+from iro_server.graders.base import GraderError
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.loaded import HeldGrader, Loaded
 from iro_server.graders.parsing import parse_grader
@@ -202,12 +203,17 @@ class ModelRegistry:
         row, job = row_and_job
         return row.path, row.search if isinstance(row, Model) else _checkpoint_defaults(row, job), job
 
-    def _grader(self, job: Job, project: str) -> HeldGrader:
+    def _grader(self, job: Job, project: str) -> HeldGrader | None:
         """What the model was aligned to, for the calls of ``project`` alone: a python grader's processes may keep what
-        they are sent. It starts them when it first grades."""
+        they are sent. It starts them when it first grades. None where it may not run here any more: a model answers
+        without it, but where it is to pick."""
         grader_environment = self.grader_environment.model_copy(update={"project": job.project, "caller": project})
         make = partial(parse_grader, job.method["reinforcement"]["grader"], grader_environment)
-        return self.graders.get(f"{job.id} {project}", lambda: HeldGrader(make))
+        try:
+            return self.graders.get(f"{job.id} {project}", lambda: HeldGrader(make))
+        except GraderError as error:  # such as python graders that are switched off since
+            log.info("%s: its grader cannot be used here: %s", job.model_name, error)
+            return None
 
     def _load(self, name: str, path: str) -> Values:
         info = self.engine.info

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
@@ -140,8 +140,11 @@ async def create(body: ResponseRequest, request: Request, context: Ctx) -> Any:
 
 @router.get("/{id}")
 def retrieve(
-    id: str, context: Ctx, include: Annotated[list[str] | None, Query()] = None, stream: Literal[False] = False
+    id: str, context: Ctx, include: Annotated[list[str] | None, Query()] = None, stream: bool = False
 ) -> JsonObject:
+    if stream:
+        message = "Unsupported parameter: 'stream': a stored response is sent whole."
+        raise bad_request(message, "stream", "unsupported_parameter")
     return _stored(context, id).body
 
 

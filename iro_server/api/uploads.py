@@ -80,7 +80,11 @@ def add_part(id: str, data: Annotated[UploadFile, File()], context: Ctx) -> Json
     _check_room(context, upload, size)
     part = t.Part(id=t.new_id("part_"), upload_id=id, bytes=size, created_at=t.now())
     path = _folder(context, id) / part.id
-    files.write_whole(path, iter(lambda: data.file.read(2**20), b""))
+    try:
+        files.write_whole(path, iter(lambda: data.file.read(2**20), b""))
+    except FileNotFoundError:  # the upload ended while the part arrived, and its folder went
+        _pending(context, id)
+        raise
     with context.sessions.begin() as session:
         if not _move(session, id, "pending"):  # it ended while the part arrived
             path.unlink(missing_ok=True)

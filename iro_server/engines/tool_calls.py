@@ -107,8 +107,12 @@ def begun_call(text: str) -> ToolCall | None:
     begun = BEGUN.match(text)
     if begun is None:
         return None
-    arguments = begun["arguments"].rstrip()
-    return ToolCall(begun["name"], arguments.removesuffix("}").rstrip())
+    arguments = begun["arguments"]
+    try:
+        _, end = json.JSONDecoder().raw_decode(arguments)
+    except (ValueError, RecursionError):  # not whole yet, or cut
+        return ToolCall(begun["name"], arguments)
+    return ToolCall(begun["name"], arguments[:end])
 
 
 @dataclass(frozen=True)

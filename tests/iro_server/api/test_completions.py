@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import httpx
 import openai
 import pytest
 
@@ -135,3 +136,10 @@ def test_options_of_a_stream_need_one(client, stream):
             client.post(f"/{route}", body=body | {"stream_options": {}}, cast_to=object)
         assert refused.value.param == "stream_options"
         client.post(f"/{route}", body=body | {"stream_options": None}, cast_to=object)
+
+
+@pytest.mark.parametrize("prompt", ['"a\\ud83d"', '["a", "\\ud83d"]'])
+def test_a_prompt_that_is_no_unicode_is_refused(client, prompt):
+    body = f'{{"model": "bytes", "prompt": {prompt}}}'
+    answer = httpx.post(f"{client.base_url}completions", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")

@@ -29,7 +29,7 @@ from tests.iro_server.api.evals import (
     run_eval,
     sampled,
 )
-from tests.iro_server.api.serving import aligned, serving, settings_for, wait_for
+from tests.iro_server.api.serving import GRADER, aligned, serving, settings_for, wait_for
 from tests.iro_server.api.test_tools import SAYS, TOOLS
 
 SERVE = (
@@ -340,3 +340,15 @@ def test_an_eval_of_200_items_survives_kill_9_and_comes_to_the_same_results(tmp_
     assert resumed_items == output_items(client, calm_id, calm.id) and len(resumed_items) == 200
     fields = ("status", "result_counts", "per_testing_criteria_results", "per_model_usage")
     assert [getattr(resumed, name) for name in fields] == [getattr(calm, name) for name in fields]
+
+
+def test_braces_in_code_of_a_part_of_a_multi_grader_are_no_template(tmp_path):
+    source = "def grade(sample, item):\n    return len('{{item.zzz}}')\n"
+    parts = {"code": {"type": "python", "name": "code", "source": source}, "same": GRADER}
+    multi = {"type": "multi", "name": "m", "graders": parts, "calculate_output": "code + same"}
+    config = {"type": "custom", "item_schema": {"type": "object"}, "include_sample_schema": True}
+    content = [{"item": {"a": "b"}, "sample": {"output_text": "z"}}]
+    source = {"type": "jsonl", "source": {"type": "file_content", "content": content}}
+    with serving(settings_for(tmp_path, python_graders="unsafe"), ByteEngine()) as client:
+        made = client.evals.create(data_source_config=config, testing_criteria=[multi])
+        assert client.evals.runs.create(made.id, data_source=source).status == "queued"

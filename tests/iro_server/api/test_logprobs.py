@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
-from iro_server.api.logprobs import token_bytes
+from iro_server.api.logprobs import chat_logprobs, token_bytes
 from iro_server.api.text import UNFINISHED, Detokenizer, GrowingText
+from iro_server.decoding.beam import SampledTokens
 from tests.iro_server.api.byte_engine import SCRIPT
 from tests.iro_server.api.test_text import BYTE_NAMES, SENTENCEPIECE, TOKENIZER
 
@@ -65,3 +68,15 @@ def test_a_token_that_is_a_part_of_a_character_has_its_byte(tokenizer, text):
     assert [token_bytes(tokenizer, token, tokenizer.decode([token])) for token in tokens] == [
         [byte] for byte in text.encode()
     ]
+
+
+def test_tokens_of_a_tokenizer_that_strips_keep_their_spaces():
+    vocabulary = {"<s>": 0, "▁a": 1, "a": 2, "▁": 3} | {f"<0x{byte:02X}>": 4 + byte for byte in range(256)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+    replace, strip = decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)
+    tokenizer.decoder = decoders.Sequence([replace, decoders.ByteFallback(), decoders.Fuse(), strip])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
+    tokens = [2, 1, 3, 1, 2, *(4 + byte for byte in "é😀\n".encode())]
+    content = chat_logprobs(fast, SampledTokens(tokens, [-1.0] * len(tokens)), 0)["content"]
+    assert bytes(byte for token in content for byte in token["bytes"]).decode() == fast.decode(tokens)
+    assert [token["token"] for token in content[:5]] == ["a", " a", " ", " a", "a"]

@@ -93,3 +93,13 @@ def test_a_grader_that_picks_reads_the_calls_of_an_answer(tmp_path):
         )
     assert [call.function.name for call in answer.choices[0].message.tool_calls] == ["get_weather", "get_time"]
     assert [item.name for item in response.output[1:]] == ["get_weather", "get_time"]
+
+
+def test_a_model_answers_whose_grader_may_not_run_any_more(tmp_path):
+    settings = settings_for(tmp_path, python_graders="off")
+    name = aligned(settings, "ft:bytes:iro::x", grader=FAILS)
+    with serving(settings, ByteEngine()) as client:
+        assert client.chat.completions.create(model=name, messages=HI, max_tokens=3).choices[0].message.content
+        with pytest.raises(openai.BadRequestError, match="no grader"):
+            search = {"pick": "grader"}
+            client.chat.completions.create(model=name, messages=HI, max_tokens=3, extra_body={"search": search})

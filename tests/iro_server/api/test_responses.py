@@ -215,3 +215,11 @@ def test_a_response_is_held_to_its_text_format(client):
     with pytest.raises(openai.BadRequestError) as refused:
         client.responses.create(model="bytes", input="hi", text={"format": text["format"] | {"schema": {"not": {}}}})
     assert refused.value.param == "text.format"
+
+
+def test_a_response_is_retrieved_with_stream_false(client):
+    response = client.responses.create(model="bytes", input="hi", max_output_tokens=3)
+    assert client.responses.retrieve(response.id, stream=False).id == response.id
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.retrieve(response.id, stream=True)
+    assert refused.value.param == "stream"

@@ -140,3 +140,20 @@ def test_an_upload_is_its_own_projects_alone(served):
 )
 def test_a_bad_upload_is_refused(client, change, param):
     assert refused(begin, client, **change).param == param
+
+
+def test_a_part_that_arrives_while_its_upload_is_cancelled_is_refused(client, monkeypatch):
+    upload = client.uploads.create(filename="a.jsonl", bytes=3, mime_type="text/jsonl", purpose="fine-tune")
+    write_whole = uploads.files.write_whole
+
+    def slow(path, blocks):
+        def with_end():
+            yield from blocks
+            client.uploads.cancel(upload.id)
+
+        return write_whole(path, with_end())
+
+    monkeypatch.setattr(uploads.files, "write_whole", slow)
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.uploads.parts.create(upload.id, data=b"abc")
+    assert refused.value.code == "upload_cancelled"

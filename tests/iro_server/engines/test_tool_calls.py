@@ -132,3 +132,9 @@ def test_a_rows_answer_has_calls_of_its_tools_alone() -> None:
     assert tool_calls_of(byte_tokenizer(), {"tools": [TIME]}, text) == ("So:", [called])
     assert tool_calls_of(byte_tokenizer(), {"tools": [WEATHER]}, text) == (text, [])
     assert tool_calls_of(byte_tokenizer(), {}, text) == (text, [])
+
+
+def test_a_call_that_is_cut_keeps_the_braces_that_it_has():
+    text = '{"name": "f", "arguments": {"a": {"b": 1}}}'
+    called = [begun_call(text[:end]).arguments for end in range(len(text) - 3, len(text) + 1)]
+    assert called == ['{"a": {"b": 1', '{"a": {"b": 1}', '{"a": {"b": 1}}', '{"a": {"b": 1}}']
