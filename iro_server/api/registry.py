@@ -210,7 +210,8 @@ class ModelRegistry:
         grader_environment = self.grader_environment.model_copy(update={"project": job.project, "caller": project})
         make = partial(parse_grader, job.method["reinforcement"]["grader"], grader_environment)
         try:
-            return self.graders.get(f"{job.id} {project}", lambda: HeldGrader(make))
+            key = f"{job.id} {project} {grader_environment.any_endpoint}"  # until there is a key, graders ask any
+            return self.graders.get(key, lambda: HeldGrader(make))
         except GraderError as error:  # such as python graders that are switched off since
             log.info("%s: its grader cannot be used here: %s", job.model_name, error)
             return None

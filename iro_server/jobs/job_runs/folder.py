@@ -91,8 +91,11 @@ class RunFolder:
         (self.path / "error.json").unlink(missing_ok=True)
 
     def _read(self, name: str) -> JsonObject:
-        path = self.path / name
-        return json.loads(path.read_text()) if path.exists() else {}
+        try:
+            content: JsonObject = json.loads((self.path / name).read_text())
+        except FileNotFoundError:  # not written yet, or the run is being deleted
+            return {}
+        return content
 
     def _write(self, name: str, value: JsonObject) -> None:
         self.path.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import pytest
 from iro_server.store.database import open_database
 from iro_server.store.tables import Permission, new_id
 from tests.iro_server.api.byte_engine import ByteEngine
-from tests.iro_server.api.serving import GRADER, aligned, new_key, serving, settings_for
+from tests.iro_server.api.serving import GRADER, aligned, new_key, serving, settings_for, wait_for
 from tests.iro_server.api.test_tools import RESPONSE_TOOLS, SAYS, TOOLS
 
 HI = [{"role": "user", "content": "hi"}]
@@ -103,3 +103,19 @@ def test_a_model_answers_whose_grader_may_not_run_any_more(tmp_path):
         with pytest.raises(openai.BadRequestError, match="no grader"):
             search = {"pick": "grader"}
             client.chat.completions.create(model=name, messages=HI, max_tokens=3, extra_body={"search": search})
+
+
+def test_a_grader_of_an_endpoint_that_is_not_allowed_is_gone_with_the_first_key(tmp_path):
+    """Before it, on loopback, graders may ask any endpoint; this one runs at once and has been used."""
+    settings = settings_for(tmp_path)
+    model = aligned(settings, "mine", grader=SCORE | {"base_url": "http://127.0.0.1:1/v1"})
+
+    def ask(client):
+        with pytest.raises(openai.APIStatusError) as refused:
+            client.chat.completions.create(model=model, messages=HI, max_tokens=4, extra_body={"search": SEARCH})
+        return refused.value.message
+
+    with serving(settings, ByteEngine()) as client:
+        assert "no grader" not in ask(client)
+        client.api_key = new_key(settings, "default")
+        wait_for(lambda: "no grader" in ask(client), seconds=20)
