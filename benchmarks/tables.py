@@ -12,10 +12,6 @@ Row = Sequence[str]
 MIB = 2**20
 METHODS = {"blockwise 4x4": "blockwise best-of-4x4, newest value functions"}
 IRO_PREFIX = "IRO-"
-REQUESTS_AT_ONCE = "answers a second, 16 requests of one row at once"
-SEQUENTIAL_SEARCHES = {  # what a row of older results files compared
-    f"{REQUESTS_AT_ONCE} / a search of 16 rows": f"{REQUESTS_AT_ONCE} / searches of 16 rows one after another"
-}
 
 
 def table(head: Row, rows: Iterable[Row]) -> str:
@@ -128,7 +124,7 @@ def tilts(content: Content) -> str:
     """What a tilt costs, as ratios within one run."""
     rows = [
         [
-            SEQUENTIAL_SEARCHES.get(row["name"], row["name"]),
+            row["name"],
             f"{row['median']:.2f}",
             f"{min(row['ratios']):.2f} to {max(row['ratios']):.2f}",
             f"≥ {row['aim']:g}",
