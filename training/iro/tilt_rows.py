@@ -125,8 +125,8 @@ def fit_tilts(data: TiltData, seed: int, stop_if_asked: Callable[[], None]) -> d
     fit = fit if "lengths" in data.steers else replace(fit, length_rate=0.0)
     tilts = {"bias": replace(zero, bias=fit_bias(completions, prompts_R, rewards_R, head_VD, seed))}
     if "words" in data.steers:
-        wordless = replace(fit, rank=0, bias_rate=0.0)
-        tilts["words"] = fit_tilt(rows, head_VD, zero, wordless, seed, stop_if_asked)
+        words_alone = replace(fit, rank=0, bias_rate=0.0)
+        tilts["words"] = fit_tilt(rows, head_VD, zero, words_alone, seed, stop_if_asked)
     else:
         rows = without_words(rows)
     if "states" in data.steers:
