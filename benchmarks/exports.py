@@ -8,9 +8,7 @@ in this process: a test of ``iro export`` compares an adapter's distributions wi
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -96,22 +94,9 @@ def report(numbers: JsonObject) -> None:
     print(by_export(numbers))
 
 
-def rows_of(args: argparse.Namespace) -> list[JsonObject]:
-    from benchmarks.weightings import open_finished
-    from iro_server.engines.embedded import EmbeddedEngine
-    from iro_server.engines.prepare import prepare_model
-
-    rows: list[JsonObject] = []
-    with EmbeddedEngine(prepare_model(), precision=args.precision) as engine:
-        for name in args.tasks:
-            with ExitStack() as stack:
-                piece = open_finished(args.pieces, name, args.seed, engine, stack)
-                config = piece.config.model_copy(update={"measured_rows": args.answers})
-                rows += measured(replace(piece, config=config))
-    return rows
-
-
 def main() -> None:
+    from benchmarks.weightings import finished_pieces
+
     parser = command_line("exports", __doc__)
     parser.add_argument("--pieces", type=Path, nargs="+", required=True, help="run folders of bench.tasks")
     parser.add_argument("--tasks", nargs="+", default=["keywords", "extraction", "brevity"], choices=TASKS)
@@ -119,7 +104,7 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=4, help="to each held-out prompt")
     parser.add_argument("--precision", choices=get_args(Precision), default="bfloat16", help="of products")
     args = parser.parse_args()
-    rows = rows_of(args)
+    rows = [line for piece in finished_pieces(args) for line in measured(piece)]
     del args.pieces
     finish(args, {"cells": summary(rows), "rows": rows}, report, seeds=[args.seed])
 

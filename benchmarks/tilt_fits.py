@@ -26,8 +26,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -173,9 +171,7 @@ def report(numbers: JsonObject) -> None:
 
 
 def main() -> None:
-    from benchmarks.weightings import open_finished
-    from iro_server.engines.embedded import EmbeddedEngine
-    from iro_server.engines.prepare import prepare_model
+    from benchmarks.weightings import finished_pieces
 
     parser = command_line("tilt_fits", __doc__)
     parser.add_argument("--pieces", type=Path, nargs="+", required=True, help="run folders of bench.tasks")
@@ -191,12 +187,8 @@ def main() -> None:
         parser.error(f"--ranks: {RANK}, the trainer's, which the others are compared with, is missing")
     args.out.mkdir(parents=True, exist_ok=True)
     rows: list[JsonObject] = []
-    with EmbeddedEngine(prepare_model(), precision=args.precision) as engine:
-        for name in args.tasks:
-            with ExitStack() as stack:
-                piece = open_finished(args.pieces, name, args.seed, engine, stack)
-                config = piece.config.model_copy(update={"measured_rows": args.answers})
-                rows += lines_of(FittedPiece(replace(piece, config=config), args.out), args)
+    for piece in finished_pieces(args):
+        rows += lines_of(FittedPiece(piece, args.out), args)
     del args.pieces
     finish(args, {"cells": summary(rows), "rows": rows}, report, seeds=[args.seed])
 

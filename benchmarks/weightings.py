@@ -9,8 +9,9 @@ and an answer from either model by chance, the straight line between them.
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -122,6 +123,18 @@ def open_finished(folders: Sequence[Path], name: str, seed: int, engine: Embedde
             options = BenchTasksConfig.model_validate(config)
             return Piece(options, TASKS[name], seed, piece, engine, grader, lambda _, compute: compute())
     raise SystemExit(f"no folder has a finished job of {name} at seed {seed}: run bench.tasks with it first")
+
+
+def finished_pieces(args: argparse.Namespace) -> Iterator[Piece]:
+    """Of ``args.tasks``, one after another on one engine; held-out prompts are answered ``args.answers`` times."""
+    from iro_server.engines.embedded import EmbeddedEngine
+    from iro_server.engines.prepare import prepare_model
+
+    with EmbeddedEngine(prepare_model(), precision=args.precision) as engine:
+        for name in args.tasks:
+            with ExitStack() as stack:
+                piece = open_finished(args.pieces, name, args.seed, engine, stack)
+                yield replace(piece, config=piece.config.model_copy(update={"measured_rows": args.answers}))
 
 
 def main() -> None:

@@ -22,8 +22,10 @@ def test_entries_alone_draw_as_a_server_that_adds_them_and_samples_at_the_tilts_
     assert torch.allclose(alone.bias, bias_at_mean_state(tilt), atol=1e-6)
     state = torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(1))
     drawn = [
-        (state @ head().T + (bound := BoundTilt(each, head(), GROUPS)).additions(state, [bound.start([1])])).softmax(-1)
-        for each in (tilt, alone)
+        (
+            state @ head().T + (bound := BoundTilt(steering, head(), GROUPS)).additions(state, [bound.start([1])])
+        ).softmax(-1)
+        for steering in (tilt, alone)
     ]
     assert torch.allclose(*drawn, atol=1e-5)
 

@@ -343,8 +343,8 @@ def test_an_eval_of_200_items_survives_kill_9_and_comes_to_the_same_results(tmp_
 
 
 def test_braces_in_code_of_a_part_of_a_multi_grader_are_no_template(tmp_path):
-    source = "def grade(sample, item):\n    return len('{{item.zzz}}')\n"
-    parts = {"code": {"type": "python", "name": "code", "source": source}, "same": GRADER}
+    code = "def grade(sample, item):\n    return len('{{item.zzz}}')\n"
+    parts = {"code": {"type": "python", "name": "code", "source": code}, "same": GRADER}
     multi = {"type": "multi", "name": "m", "graders": parts, "calculate_output": "code + same"}
     config = {"type": "custom", "item_schema": {"type": "object"}, "include_sample_schema": True}
     content = [{"item": {"a": "b"}, "sample": {"output_text": "z"}}]
