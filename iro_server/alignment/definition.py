@@ -12,12 +12,11 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from iro_server import JsonObject
-from iro_server.decoding.base import SearchParams, Selection
+from iro_server.decoding.base import Beta, SearchParams, Selection
 from iro_server.engines.endpoints import DEFAULT_KIND, EngineUrl, Precision
 from iro_server.engines.opening import EngineKind
 
 Auto = Literal["auto"]
-Beta = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Betas = Annotated[list[Beta], Field(min_length=1, max_length=16)]
 TokenCount = Annotated[int, Field(ge=1)]
 MAX_SUCCESSORS = 256

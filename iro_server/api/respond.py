@@ -88,16 +88,21 @@ class _EndingResponse(StreamingResponse):
             await self.content.aclose()
 
 
+def ascii_json(content: object) -> str:
+    """What users or models wrote may hold half a surrogate pair, which only an escape can spell. Requests, and rows of
+    earlier versions, may hold numbers that are not finite: they are null."""
+    try:
+        return json.dumps(content, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
+        return json.dumps(finite, allow_nan=False, separators=(",", ":"))
+
+
 class AsciiJSON(JSONResponse):
-    """What users or models wrote may hold half a surrogate pair, which only an escape can spell. Rows of earlier
-    versions may hold numbers that are not finite: they are null."""
+    """Of ``ascii_json``."""
 
     def render(self, content: object) -> bytes:
-        try:
-            return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
-        except ValueError:
-            finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
-            return json.dumps(finite, allow_nan=False, separators=(",", ":")).encode()
+        return ascii_json(content).encode()
 
 
 class Chunks(Protocol):
@@ -220,4 +225,4 @@ async def _first_of(tasks: set[asyncio.Task[object]], seconds: float) -> bool:
 
 
 def _event(data: JsonObject) -> str:
-    return f"data: {json.dumps(data)}\n\n"
+    return f"data: {ascii_json(data)}\n\n"

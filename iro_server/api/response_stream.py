@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable
 from typing import cast
 
@@ -12,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from iro_server import JsonObject
 from iro_server.api.generation import Choice, Generated
 from iro_server.api.options import usage_object
-from iro_server.api.respond import Queue, Stream
+from iro_server.api.respond import Queue, Stream, ascii_json
 from iro_server.api.tools import CallStream, ToolUse
 from iro_server.decoding.beam import SampledTokens
 
@@ -116,7 +115,7 @@ class ResponseStream(Stream):
         yield self._chunk(cast(ResponseEvents, self.chunks).end(response))
 
     def _chunk(self, choices: list[JsonObject]) -> str:
-        return "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in choices)
+        return "".join(f"event: {event['type']}\ndata: {ascii_json(event)}\n\n" for event in choices)
 
 
 def _contents(deltas: list[JsonObject]) -> list[str]:

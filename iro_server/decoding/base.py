@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -25,6 +25,7 @@ else:
     Selection = Literal[tuple(RULES)]
 
 Stage = Literal["prefill", "round", "extend", "score"]
+Beta = Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]  # below, values divided by it leave what a float32 holds
 
 
 class Rows(BaseModel):
@@ -59,7 +60,7 @@ class SearchParams(BaseModel):
     num_successors: int = Field(default=1, ge=1, le=256)
     chunk_length: int | None = Field(default=None, ge=1)
     selection: Selection = "diversity"
-    betas: tuple[float, ...] | None = None
+    betas: tuple[Beta, ...] | None = None
     pick: Literal["value", "grader"] = "value"
     strength: float = Field(default=0.0, ge=0, le=100, allow_inf_nan=False)
     max_kl: float | None = Field(default=None, ge=0, allow_inf_nan=False)

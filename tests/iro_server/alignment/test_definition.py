@@ -54,6 +54,7 @@ def test_a_server_limits_what_the_command_line_does_not(name: str, limit: int) -
         {"return_lambda": 0.5, "loss": "bce"},
         {"iterations": 2, "betas": [1.0]},
         {"betas": [0.0]},
+        {"betas": [1e-300]},
         {"betas": []},
         {"iterations": 0},
         {"iterations": 17},

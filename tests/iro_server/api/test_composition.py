@@ -151,7 +151,9 @@ def test_weights_are_finite(client: openai.OpenAI) -> None:
 
 
 def test_betas_and_a_strength_without_a_tilt_are_refused(client: openai.OpenAI) -> None:
-    for search, param in (({"betas": [1.0]}, "search.betas"), ({"strength": 1.0, "values": {"a": 0.0}}, None)):
+    too_small = {"betas": [1e-300]}, "search.betas.0"
+    without_tilt = {"strength": 1.0, "values": {"a": 0.0}}, None
+    for search, param in (({"betas": [1.0]}, "search.betas"), too_small, without_tilt):
         with pytest.raises(openai.BadRequestError) as refused:
             ask(client, **{"values": {"a": 1.0, "b": 1.0}} | search)
         assert refused.value.param == (param or "search.strength")

@@ -139,3 +139,20 @@ def test_bad_requests_name_the_parameter(client, options, param):
     with pytest.raises(openai.BadRequestError) as error:
         respond(client, **options)
     assert error.value.param == param, error.value.message
+
+
+def test_a_number_that_json_lacks_is_null_in_a_stream(client):
+    body = (
+        b'{"model": "bytes", "input": "hi", "stream": true, "max_output_tokens": 4, "tools": '
+        b'[{"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}, "default": NaN}}]}'
+    )
+    headers = {"content-type": "application/json"}
+    answer = client._client.post(f"{client.base_url}responses", content=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    started = json.loads(events[0], parse_constant=refuse)["response"]
+    assert started["tools"][0]["parameters"]["default"] is None
