@@ -145,7 +145,7 @@ def measured(engine: Any, model_dir: Path, folder: Path, case: Case, args: argpa
             raise
         nothing: JsonObject = {"model": [], "distance": None, "refused": None, "passed_over": []}
         return {"failed": error.code, "gain": None, "served": None, "text": None} | nothing
-    far_tilt = far(result["prices"])
+    far_tilt = far([price for price in result["prices"] if price["kl_per_token"] is not None])
     checked = open_checkpoints(str(folder / "run" / "checkpoints")).load("check-best-0")["rows"]
     return {
         "model": result["over_optimization"] or [],
