@@ -146,11 +146,11 @@ class RunningFeatures:
             self.rows.append(row)
             row = self._taken(row, token)
 
-    def of_row(self, place: int) -> RunningFeatures:
-        """The features of one row alone."""
-        alone = copy.copy(self)
-        alone.rows = [self.rows[place]]
-        return alone
+    def part(self, rows: slice) -> RunningFeatures:
+        """The features of these rows alone."""
+        part = copy.copy(self)
+        part.rows = self.rows[rows]
+        return part
 
     def _taken(self, row: Row, token: int) -> Row:
         word = int(self.groups.group_V[token])
@@ -196,6 +196,10 @@ class FeatureSets:
     def along(self, tokens: Sequence[int]) -> None:
         for features in self.sets:
             features.along(tokens)
+
+    def part(self, rows: slice) -> FeatureSets:
+        """The features of these rows alone."""
+        return FeatureSets([features.part(rows) for features in self.sets])
 
     def add(self, addition_MV: Tensor, gates_MF: Tensor) -> None:
         for features, gates in zip(self.sets, gates_MF.split(len(FEATURES), dim=1), strict=True):

@@ -11,10 +11,10 @@ from iro_server.engines.adjusted import top_alternatives
 from iro_server.engines.base import Alternatives, Sampling
 from iro_server.engines.cache import CacheSpec
 from iro_server.engines.frozen_model import FrozenModel
-from iro_server.engines.sample import next_tokens, steered_tokens, tempered
+from iro_server.engines.sample import next_tokens, rows_at_once, steered_tokens, tempered
 from iro_server.engines.scheduler import Run
 from iro_server.engines.sequences import SequenceGroup
-from iro_server.engines.steering import additions, within_room
+from iro_server.engines.steering import Session, additions, blocks, within_room
 
 Drawn = tuple[torch.Tensor, ...]
 
@@ -91,12 +91,20 @@ def _plain(groups: Sequence[SequenceGroup], logits_MV: torch.Tensor, uniforms_MK
 
 def _steered(groups: Sequence[SequenceGroup], logits_MV: torch.Tensor, uniforms_MK: torch.Tensor) -> Drawn:
     """Tokens, log-probabilities and log q/pi_0 [M, K], and KL(q || pi_0) [M], of groups that are steered."""
-    steered = [(group.steered, group.states) for group in groups if group.steered and group.states is not None]
-    sampling = groups[0].sampling
+    sessions = [(group.steered, group.states) for group in groups if group.steered and group.states is not None]
+    most = rows_at_once(logits_MV)
+    parts = zip(blocks(sessions, most), logits_MV.split(most), uniforms_MK.split(most), strict=True)
+    drawn = [_steered_block(*part, groups[0].sampling) for part in parts]
+    return tuple(map(torch.cat, zip(*drawn, strict=True)))
+
+
+def _steered_block(
+    sessions: Sequence[Session], logits_MV: torch.Tensor, uniforms_MK: torch.Tensor, sampling: Sampling
+) -> Drawn:
     base_MV = tempered(logits_MV, sampling)
-    addition_MV = additions(steered, base_MV, sampling.temperature or 1.0)
-    if any(rows.steering.max_kl is not None for rows, _ in steered):
-        room_M = torch.cat([rows.room_M for rows, _ in steered]).to(logits_MV.device)
+    addition_MV = additions(sessions, base_MV, sampling.temperature or 1.0)
+    if any(rows.steering.max_kl is not None for rows, _ in sessions):
+        room_M = torch.cat([rows.room_M for rows, _ in sessions]).to(logits_MV.device)
         addition_MV = within_room(base_MV, addition_MV, room_M)
     return steered_tokens(base_MV, addition_MV, sampling, uniforms_MK)
 

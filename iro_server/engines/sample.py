@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from iro_server.engines.base import Sampling
 
 BLOCK = 256
-MOST_NUMBERS = 1 << 19  # of a tensor of a CPU's: larger ones leave its caches, and are memory that the system clears
+MOST_NUMBERS = 1 << 20  # of a tensor of a CPU's: larger ones leave its caches, and are memory that the system clears
 
 
 def truncate(logits_MV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
@@ -25,6 +25,11 @@ def truncate(logits_MV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
         outside = torch.cumsum(probs, dim=-1) - probs >= sampling.top_p
         keep = keep.masked_fill(torch.zeros_like(outside).scatter(-1, index, outside), -torch.inf)
     return keep
+
+
+def rows_at_once(logits_MV: torch.Tensor) -> int:
+    """Rows whose logits are to be steered together: ``MOST_NUMBERS`` on a CPU."""
+    return max(1, MOST_NUMBERS // logits_MV.shape[1]) if logits_MV.device.type == "cpu" else len(logits_MV)
 
 
 class Distribution(NamedTuple):
@@ -85,16 +90,6 @@ def steered_tokens(
     """As ``next_tokens``, of q = softmax(logits + addition), ``logits`` tempered: tokens [M, K], their
     log-probabilities under the frozen model, log q/pi_0, and KL(q || pi_0) [M]. Temperature 0 takes the likeliest token
     of q at temperature 1."""
-    rows = max(1, MOST_NUMBERS // logits_MV.shape[1]) if logits_MV.device.type == "cpu" else len(logits_MV)
-    parts = zip(logits_MV.split(rows), addition_MV.split(rows), uniforms_MK.split(rows), strict=True)
-    drawn = [_steered_tokens(*part, sampling) for part in parts]
-    tokens, logprobs, log_ratios, kl_M = map(torch.cat, zip(*drawn, strict=True))
-    return tokens, logprobs, log_ratios, kl_M
-
-
-def _steered_tokens(
-    logits_MV: torch.Tensor, addition_MV: torch.Tensor, uniforms_MK: torch.Tensor, sampling: Sampling
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     frozen, tilted_MV = Distribution.of(logits_MV), logits_MV + addition_MV
     tilted = Distribution.of(tilted_MV)
     tokens = _tokens(tilted_MV, tilted, sampling, uniforms_MK)

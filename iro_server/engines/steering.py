@@ -5,7 +5,8 @@ Axes in tensor names: M rows, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -14,6 +15,7 @@ from iro_server.engines.sample import Distribution, divergence
 from value_heads.tilt import BoundTilt, with_sharpness
 
 LEAST_ROOM = 1e-3  # nats: what is less is none. KL is quadratic in the strength, so that rounding would choose it
+Session = tuple["SteeredRows", torch.Tensor]  # and its states [M, D]
 BISECTIONS = 12  # of a step's strength where ``max_kl`` leaves less room than it would take
 
 
@@ -36,6 +38,12 @@ class SteeredRows:
         successors = len(tokens[0])
         self.kl_M = (self.kl_M + kl_M.cpu()).repeat_interleave(successors)
 
+    def part(self, rows: slice) -> SteeredRows:
+        """These rows alone."""
+        part = copy.copy(self)
+        part.features, part.kl_M = self.features.part(rows), self.kl_M[rows]
+        return part
+
     @property
     def room_M(self) -> torch.Tensor:
         """Nats that each row may still take."""
@@ -43,9 +51,25 @@ class SteeredRows:
         return torch.full_like(self.kl_M, torch.inf) if limit is None else (limit - self.kl_M).clamp(min=0)
 
 
-def additions(
-    sessions: Sequence[tuple[SteeredRows, torch.Tensor]], logits_MV: torch.Tensor, temperature: float = 1.0
-) -> torch.Tensor:
+def blocks(sessions: Sequence[Session], most_rows: int) -> Iterator[list[Session]]:
+    """The sessions' rows in their order, ``most_rows`` at once: a session's may be in several blocks."""
+    block: list[Session] = []
+    room = most_rows
+    for rows, states_MD in sessions:
+        start = 0
+        while start < len(states_MD):
+            part = slice(start, min(start + room, len(states_MD)))
+            block.append((rows.part(part), states_MD[part]))
+            room -= part.stop - start
+            start = part.stop
+            if not room:
+                yield block
+                block, room = [], most_rows
+    if block:
+        yield block
+
+
+def additions(sessions: Sequence[Session], logits_MV: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """strength A(s, .) [M, V] of each session's states [M, D], one after another: one product for all that share a
     tilt. ``logits_MV``: the frozen model's, at ``temperature``, which divides A too."""
     by_tilt: dict[BoundTilt, list[int]] = {}

@@ -38,7 +38,7 @@ class SteeredPrompt:
     def logit_bias(self, row: int) -> dict[str, float]:
         """Of the next chunk of a row."""
         addition_1V = self._static_V.clone()[None]
-        self.features.of_row(row).add(addition_1V, self._gates_F[None])
+        self.features.part(slice(row, row + 1)).add(addition_1V, self._gates_F[None])
         bias_V = addition_1V[0].clamp(-MOST_BIAS, MOST_BIAS)
         tokens = (bias_V.abs() >= LEAST_BIAS).nonzero()[:, 0]
         pairs = zip(tokens.tolist(), bias_V[tokens].tolist(), strict=True)

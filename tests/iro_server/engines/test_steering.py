@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from iro_server.decoding.base import SearchParams
+from iro_server.decoding.beam import Beam
 from iro_server.decoding.search import guided_search
+from iro_server.engines import model_runner
 from iro_server.engines.base import HEAD_STATE, Chunk, Sampling, Steering
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.output_head import read_output_head
@@ -21,7 +23,7 @@ from iro_server.engines.sample import Distribution, divergence
 from iro_server.engines.steering import BISECTIONS, within_room
 from value_heads.length_features import KNOTS, NUM_LENGTH_FEATURES
 from value_heads.prompt_features import FEATURES
-from value_heads.tilt import Tilt, sharpened, zero_tilt
+from value_heads.tilt import Tilt, WordGates, sharpened, zero_tilt
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +135,32 @@ def test_different_tilts_in_one_batch_draw_what_each_draws_alone(
 
     alone = [asyncio.run(run(steering, seed)) for seed, steering in enumerate(steerings)]
     assert asyncio.run(together()) == alone
+
+
+@pytest.mark.parametrize("most_rows", [1, 3])
+def test_rows_that_are_steered_a_few_at_once_draw_what_all_draw_together(
+    engine: EmbeddedEngine, prompt: list[int], tilt: Tilt, most_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sessions of four rows and of two, with gates, lengths and limits of their own: their rows share blocks."""
+    other_words = WordGates(-tilt.gates, tuple(prompt[:4]))
+    lengths = torch.randn(8, NUM_LENGTH_FEATURES, generator=torch.Generator().manual_seed(1)) * 0.3
+    richer = replace(tilt, length_factor=lengths, length_stop=torch.zeros(NUM_LENGTH_FEATURES), sharpness=0.3)
+    steerings = [Steering(replace(richer, word_sets=(other_words,))), Steering(richer, max_kl=4.0), Steering(tilt, 0.5)]
+
+    async def run(number: int, steering: Steering) -> list[Beam]:
+        params = SearchParams(num_successors=2 + 2 * (number % 2))
+        search = guided_search(engine, prompt, params, Sampling(seed=number), 12, steering=steering)
+        return (await search).finals
+
+    async def all_finals() -> list[Beam]:
+        finals = await asyncio.gather(*(run(number, steering) for number, steering in enumerate(steerings)))
+        return [final for of_search in finals for final in of_search]
+
+    together = asyncio.run(all_finals())
+    monkeypatch.setattr(model_runner, "rows_at_once", lambda logits_MV: most_rows)
+    apart = asyncio.run(all_finals())
+    assert [final.tokens for final in apart] == [final.tokens for final in together]
+    assert [final.kl for final in apart] == pytest.approx([final.kl for final in together], abs=1e-3)
 
 
 @pytest.mark.parametrize("max_kl", [0.0, 0.5, 3.0])
