@@ -36,8 +36,8 @@ def fit_bias(
         rows_VD = (rows_VD - rows_VD.mean(0)) / rows_VD.std() * ROW_SCALE
     features_RF = torch.stack([_features(tokens, counted, rows_VD) for tokens in completions])
     _, group_R = prompts_R.unique(return_inverse=True)
-    features_RF, targets_R = within_groups(features_RF, group_R), within_groups(rewards_R.float(), group_R)
-    targets_R = targets_R / (targets_R.std() + 1e-6)
+    features_RF, targets_R = within_groups(features_RF, group_R), within_groups(rewards_R, group_R)
+    targets_R = (targets_R / (targets_R.std() + 1e-6)).float()
     gram_RR = features_RF @ features_RF.T
     penalty = best_penalty(gram_RR, targets_R, group_R % FOLDS, PENALTIES)
     weights_F = features_RF.T @ duals(gram_RR, targets_R, penalty)
@@ -54,9 +54,9 @@ def _features(tokens: Sequence[int], counted: Tensor, rows_VD: Tensor) -> Tensor
 
 def within_groups(values: Tensor, group_R: Tensor) -> Tensor:
     """Less the mean of its group, such as a prompt's rollouts; ``values``: [R, ...]."""
-    sizes = torch.bincount(group_R).float()
+    sizes = torch.bincount(group_R).to(values.dtype)
     shape = (-1,) + (1,) * (values.dim() - 1)
-    sums = torch.zeros(len(sizes), *values.shape[1:]).index_add_(0, group_R, values)
+    sums = values.new_zeros(len(sizes), *values.shape[1:]).index_add_(0, group_R, values)
     return values - (sums / sizes.view(shape))[group_R]
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from iro_server import JsonObject, JsonValue
 
 Item = JsonObject
+LARGEST_REWARD = 1e100  # in size: the squares of many such rewards add up to a finite number
 
 
 class GraderError(ValueError):
@@ -120,9 +121,10 @@ class Grade:
     def of(
         cls, reward: float, sub_rewards: dict[str, float] | None = None, tokens: dict[str, int] | None = None
     ) -> Grade:
-        """A grade, failed unless ``reward`` is finite."""
-        if not math.isfinite(reward):
-            message = f"the reward is {reward}, not a finite number"
+        """A grade, failed unless ``reward`` is finite and at most ``LARGEST_REWARD`` in size."""
+        if not math.isfinite(reward) or abs(reward) > LARGEST_REWARD:
+            expected = f"at most {LARGEST_REWARD:g} in size" if math.isfinite(reward) else "a finite number"
+            message = f"the reward is {reward}, not {expected}"
             return cls.failed(message, "unresponsive_reward_error", sub_rewards, tokens)
         return cls(reward, sub_rewards or {}, tokens=tokens or {})
 

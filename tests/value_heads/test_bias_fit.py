@@ -65,3 +65,10 @@ def test_an_unshrunk_bias_is_what_each_token_adds_to_the_reward_in_its_deviation
     expected[7], expected[3] = 1 / within_R.std(), -1 / within_R.std()
     for unit in (1.0, 10.0):
         torch.testing.assert_close(fitted(completions, prompts_R, unit * rewards_R), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_the_bias_does_not_depend_on_a_large_number_added_to_every_reward() -> None:
+    completions, rewards_R = rollouts(noise=0.0)
+    prompts_R = torch.arange(PROMPTS).repeat_interleave(SAMPLES)
+    expected = fitted(completions, prompts_R, rewards_R)
+    torch.testing.assert_close(fitted(completions, prompts_R, rewards_R.double() + 1e9), expected)

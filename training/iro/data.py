@@ -122,6 +122,9 @@ def load_prompts(path: Path, param: str, model: Description, max_tokens: int) ->
         try:
             if not isinstance(item, dict) or ("messages" in item) == ("prompt" in item):
                 raise ValueError('not an object with either "messages" or "prompt"')
+            if not isinstance(item.get("prompt", ""), str):
+                raise ValueError('"prompt" is not a text')
+            item.get("prompt", "").encode()  # fails for half a surrogate pair, of which a tokenizer says less
             token_ids = item_prompt_ids(model.tokenizer, item)
         except Exception as error:  # chat templates raise errors of many kinds for messages they cannot render
             raise AlignError(f"{path.name}, {place}: {_row_problem(error)}", param=param) from error

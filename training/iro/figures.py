@@ -23,7 +23,8 @@ def draw(folder: Path) -> None:
 
 
 def _reward(result: dict, path: Path) -> None:
-    history, base = result["history"], result["baseline"]
+    history = result["history"]
+    best_of_n, frozen = (_floats([result["baseline"]], key)[0] for key in ("valid_best_of_n", "full_valid_mean_reward"))
     steps = [row["step"] for row in history]
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for key, half_width, label in (
@@ -31,8 +32,8 @@ def _reward(result: dict, path: Path) -> None:
         ("full_valid_mean_reward", "full_valid_half_width", "guided, picked by the values (no grader call)"),
     ):
         axes.errorbar(steps, _floats(history, key), _floats(history, half_width), marker="o", capsize=3, label=label)
-    axes.axhline(base["valid_best_of_n"], color="grey", linestyle="--", label="frozen model, best of N by the grader")
-    axes.axhline(base["full_valid_mean_reward"], color="grey", linestyle=":", label="frozen model")
+    axes.axhline(best_of_n, color="grey", linestyle="--", label="frozen model, best of N by the grader")
+    axes.axhline(frozen, color="grey", linestyle=":", label="frozen model")
     axes.set(xlabel="iteration", ylabel="held-out reward (95 % interval)", xticks=steps)
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=150)
@@ -54,7 +55,7 @@ def _correlation(result: dict, path: Path) -> None:
 
 
 def _floats(rows: list[dict], key: str) -> np.ndarray:
-    """NaN where the row is an earlier version's, without it."""
+    """NaN where the row has none: nothing was graded, or the row is an earlier version's."""
     return np.array([row.get(key) for row in rows], dtype=float)
 
 

@@ -26,17 +26,21 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ROWS_AT_ONCE = 4096  # whose features are in memory, or one prompt's
+MOST_DEVIATIONS = 1e6  # of a reward from the mean: a float32 holds the squares of sums
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Rewards in the fit are (r - mean) / sd of the first iteration's; reports are in the user's units."""
+    """Rewards in the fit are (r - mean) / sd of the first iteration's, ``MOST_DEVIATIONS`` at most; reports are in the
+    user's units."""
 
     mean: float = 0.0
     sd: float = 1.0
 
-    def standard(self, rewards: Tensor) -> Tensor:
-        return (rewards - self.mean) / self.sd
+    def standard(self, rewards: Sequence[float]) -> Tensor:
+        """[R] float32, from differences in float64: rewards may be large, or lie far from 0 and close together."""
+        deviations_R = (torch.tensor(rewards, dtype=torch.float64) - self.mean) / self.sd
+        return deviations_R.clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS).float()
 
 
 @dataclass
@@ -187,7 +191,7 @@ class Shards(Sequence[Rows]):
         return Graded(
             tokens=[tokens[place] for place in places],
             prompt_R=prompt_R,
-            rewards_R=self.scale.standard(torch.tensor([reward_of[place] for place in places])),
+            rewards_R=self.scale.standard([reward_of[place] for place in places]),
             weights_R=1 / counts[prompt_R],
             table=partial(self.source.table, rollouts, PREFIXES),
             places=places,

@@ -322,7 +322,8 @@ class BiasFit:
         ]
         places, completions, rewards = zip(*answers, strict=True)
         head_VD = torch.zeros(len(self.tokenizer), 0)  # nobody outside knows a closed model's head
-        return fit_bias(completions, torch.tensor(places), torch.tensor(rewards), head_VD, self.config.seed)
+        rewards_R = torch.tensor(rewards, dtype=torch.float64)
+        return fit_bias(completions, torch.tensor(places), rewards_R, head_VD, self.config.seed)
 
     def entries(self, static_V: torch.Tensor) -> Bias:
         return logit_bias(static_V.clamp(-LIMIT, LIMIT), self.config.entries)

@@ -231,7 +231,7 @@ class Alignment:
         if self.config.loss == "bce":
             return {"mean": 0.0, "sd": 1.0}
         rewards = np.array(self.known_rewards(names))
-        if len(rewards) < 2 or all_equal(rewards.tolist()):
+        if len(rewards) < 2 or all_equal(rewards.tolist()) or not rewards.std():
             raise AlignError(
                 f"all {len(rewards)} graded rollouts of the frozen model got the same reward: nothing to learn",
                 "constant_reward",

@@ -127,7 +127,7 @@ def rows_of(spec: FeatureSpec, rollouts: Sequence[Rollout], scale: Scale) -> Row
     prompt_R = torch.tensor([rollout.row for rollout in rollouts])
     return response_rows(
         features(spec, hidden),
-        targets=scale.standard(torch.tensor([rollout.reward for rollout in rollouts])),
+        targets=scale.standard([rollout.reward for rollout in rollouts]),
         lengths_R=torch.tensor([len(final.tokens) for final in finals]),
         prompt_ids_R=prompt_R,
         weights_R=1 / torch.bincount(prompt_R)[prompt_R],

@@ -58,6 +58,7 @@ def test_numbers_of_any_type_are_rewards(value, reward):
     [
         ("return float('nan')", "nan, not a finite number"),
         ("return float('-inf')", "-inf, not a finite number"),
+        ("return -1e200", "-1e+200, not at most 1e+100 in size"),
         ("return '0.5'", "grade returned str, not a number"),
         ("return None", "grade returned NoneType, not a number"),
         ("return 10 ** 400", "OverflowError"),

@@ -175,8 +175,9 @@ def test_a_broken_grader_fails_the_job_with_its_own_error(config: AlignConfig, t
     assert failure.value.code == "grader_error"
 
 
-@pytest.mark.parametrize("reward", [1, 0.1])  # the mean of many 0.1 is not 0.1
-def test_a_constant_reward_is_nothing_to_learn_from(config: AlignConfig, tmp_path: Path, reward: float) -> None:
+# The mean of many 0.1 is not 0.1. The squares of the last are 0.
+@pytest.mark.parametrize("reward", ["1", "0.1", "1e-200 * len(sample['output_text'])"])
+def test_a_constant_reward_is_nothing_to_learn_from(config: AlignConfig, tmp_path: Path, reward: str) -> None:
     source = f"def grade(sample, item): return {reward}"
     constant = config.model_copy(update={"grader": {"type": "python", "source": source}})
     with pytest.raises(AlignError, match="nothing to learn"):
@@ -353,6 +354,7 @@ def test_cancelling_keeps_what_was_done(config: AlignConfig, tmp_path: Path) -> 
     [
         (['{"prompt": "0101"}', "{oops"], "line 2"),
         (['{"text": "0101"}'], "line 1.*messages"),
+        (['{"prompt": 5}'], 'line 1: "prompt" is not a text'),
         ([json.dumps({"prompt": "0" * 5000})], "line 1: the prompt has 5000 tokens"),
         ([], "no rows"),
         (None, r"train\.jsonl: No such file or directory"),

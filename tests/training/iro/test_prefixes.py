@@ -13,7 +13,7 @@ from tests.training.iro.toy_job import Killed, job
 from training.checkpoints import WithTables, open_checkpoints
 from training.iro.config import AlignConfig
 from training.iro.data import AlignError, Prompt
-from training.iro.fit import Scale, Shards
+from training.iro.fit import MOST_DEVIATIONS, Scale, Shards
 from training.iro.prefixes import Prefixes, prefix_lengths, prefix_table
 from training.iro.rollouts import PREFIXES, completions_of, stored
 from value_heads import FeatureSpec, LinearHead, features, lambda_returns, response_rows
@@ -164,3 +164,15 @@ def test_tables_of_a_checkpoint_are_replaced_and_dropped_with_it(location: str, 
         assert reader.names() == ["step"] and reader.table("step", "b")["x"][:] == [2]
         with pytest.raises(KeyError, match="no table 'a'"):
             reader.table("step", "a")
+
+
+@pytest.mark.parametrize(("unit", "offset"), [(1.0, 1e9), (1e60, 0.0), (1e-60, 0.0)])
+def test_standardised_rewards_depend_on_neither_their_unit_nor_their_offset(unit: float, offset: float) -> None:
+    """Though no float32 holds them, or tells one from the next."""
+    rewards = [0.0, 1.0, 5.0]
+    standard = Scale(2.0 * unit + offset, unit).standard([reward * unit + offset for reward in rewards])
+    torch.testing.assert_close(standard, torch.tensor([-2.0, -1.0, 3.0]))
+
+
+def test_a_reward_far_from_those_of_the_first_rollouts_stays_finite() -> None:
+    assert Scale(0.0, 1.0).standard([1e90, -1e90]).tolist() == [MOST_DEVIATIONS, -MOST_DEVIATIONS]
