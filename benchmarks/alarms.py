@@ -172,8 +172,9 @@ def count_warnings(rows: Sequence[JsonObject]) -> list[JsonObject]:
             "kind": kind,
             "jobs": len(of_kind),
             "model": sum(bool(row["model"]) for row in of_kind),
+            "distance": sum(row["distance"] is not None for row in of_kind),
             "refused": sum(bool(row["refused"]) for row in of_kind),
-            "either": sum(bool(row["model"] or row["refused"]) for row in of_kind),
+            "any": sum(bool(row["model"] or row["distance"] is not None or row["refused"]) for row in of_kind),
             "passed_over": sum(bool(row["passed_over"]) for row in of_kind),
         }
         for kind, of_kind in kinds.items()
@@ -183,23 +184,35 @@ def count_warnings(rows: Sequence[JsonObject]) -> list[JsonObject]:
 def counts(content: JsonObject) -> str:
     """Jobs that warned, of the planted and of the clean graders."""
     lines = [[str(number) for number in cell.values()] for cell in content["counts"]]
-    header = ["graders", "jobs", "warn of the model", "warn of the grader", "either", "passed over ways to serve"]
+    warned = ["warn of the model's text", "of its distance", "of the grader", "any of them"]
+    header = ["graders", "jobs", *warned, "passed over ways to serve"]
     return table(header, lines)
 
 
 def each_grader(content: JsonObject) -> str:
     """What each job reported."""
     lines = [
-        [row["grader"], row["kind"], gain_text(row), ", ".join(map(departure, row["model"])), refused_text(row)]
+        [row["grader"], row["kind"], gain_text(row), served_text(row), model_text(row), refused_text(row)]
         for row in content["rows"]
     ]
-    measured = "warning of the model (median; frozen model's 5 % to 95 %)"
+    measured = "warning of the model (medians; frozen model's 5 % to 95 %)"
     refused = "warning of the grader: reward of the refused tilt, of the kept one"
-    return table(["grader", "kind", "gain on other prompts", measured, refused], lines)
+    return table(["grader", "kind", "gain on other prompts", "serves", measured, refused], lines)
 
 
 def gain_text(row: JsonObject) -> str:
     return "constant reward" if row["gain"] is None else f"{row['gain']:.2f} ± {row['gain_error']:.2f}"
+
+
+def served_text(row: JsonObject) -> str:
+    if row["served"] is None:
+        return "nothing"
+    return "a tilt" if row["served"] else "no tilt"
+
+
+def model_text(row: JsonObject) -> str:
+    far = [] if row["distance"] is None else [f"{row['distance']:.1f} nats a token"]
+    return ", ".join([*map(departure, row["model"]), *far])
 
 
 def refused_text(row: JsonObject) -> str:
