@@ -22,7 +22,14 @@ from iro_server.graders.local_models import BUNDLED_NAME, bundled_embedding_mode
 from iro_server.telemetry.logs import LogFormat
 
 GRADERS_PORT = 8002  # of `iro graders`
-Directory = Annotated[Path, AfterValidator(Path.resolve)]  # jobs note paths that another working directory must find
+
+
+def _absolute(path: Path) -> Path:
+    """Jobs note paths that another working directory must find. ``~``: the home, where no shell has replaced it."""
+    return Path(os.path.expanduser(path)).resolve()
+
+
+Directory = Annotated[Path, AfterValidator(_absolute)]
 
 
 def is_loopback(host: str) -> bool:
@@ -34,7 +41,7 @@ def is_loopback(host: str) -> bool:
 
 class Settings(Placement):
     """One server's settings: each can be given in the environment as ``IRO_<NAME>``, one that is no text or number as
-    JSON. Files, jobs and, by default, the database live under ``data_dir``.
+    JSON; an empty variable is as if it were not set. Files, jobs and, by default, the database live under ``data_dir``.
 
     ``model_dir`` None: the default model, prepared the first time. ``align_entry`` None: the entry point ``align`` of
     the group ``iro.jobs``; else ``module:attribute`` of another ``AlignmentJob``. Times are in seconds.

@@ -124,7 +124,7 @@ def _listed(values: Iterable[object]) -> str:
 def run(config: PointMassConfig, run: Run) -> Result:
     torch.set_num_threads(1)
     cells = [(bins, name) for bins in config.bins for name in config.agents]
-    cells += [(bins, name) for bins in config.variants_at for name in VARIANTS]
+    cells = [*dict.fromkeys([*cells, *((bins, name) for bins in config.variants_at for name in VARIANTS)])]
     run.planned_steps = 2 + len(cells) * config.repeats
     _announce(cells, config, run)
     parity = run.step("parity", _parity)

@@ -123,7 +123,8 @@ class Agent:
             self._obs = obs
             while self.steps >= c.start and self.updates < (self.steps - c.start) // c.train_every:
                 self._update()
-            if callback is not None and callback(self) is False:
+            goes_on = None if callback is None else callback(self)
+            if goes_on is not None and not goes_on:  # NumPy's False is not Python's
                 break
         return self
 
@@ -144,7 +145,7 @@ class Agent:
         saved |= {"held": self._explored_actions, "left": self._remaining_hold, "held_epsilon": self._hold_epsilon}
         saved["spaces"] = self._spaces
         if hasattr(self.envs, "state_dict"):
-            saved["envs"] = self.envs.state_dict()
+            saved |= {"envs": self.envs.state_dict(), "begun_episodes": self.episodes.begun()}
         torch.save(saved, path)
 
     @classmethod
@@ -173,6 +174,8 @@ class Agent:
             agent._obs, agent._explored_actions, agent._remaining_hold, agent._hold_epsilon = (
                 saved[name] for name in ("obs", "held", "left", "held_epsilon")
             )
+            if "begun_episodes" in saved:  # an earlier version did not save it
+                agent.episodes.resume(saved["begun_episodes"])
         else:
             agent.replay.cut_newest()
         return agent

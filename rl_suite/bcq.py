@@ -114,6 +114,9 @@ class OfflineAgent:
         """Train on uniform minibatches of ``data``. Resumes bit-identically after ``load``."""
         if data.sizes != self.sizes:
             raise ValueError(f"the dataset's actions are {data.sizes}, the agent's {self.sizes}: use one of its space")
+        highest, known = int(max(data.states.max(), data.next_states.max())), len(self.table)
+        if highest >= known:
+            raise ValueError(f"the dataset has state {highest}, and there are features of states 0 to {known - 1}")
         columns = (data.states, data.actions, data.next_states)
         s, a, next_states = (torch.as_tensor(column, dtype=torch.long) for column in columns)
         r, goes_on = torch.as_tensor(data.rewards).float(), torch.as_tensor(~data.ended).float()

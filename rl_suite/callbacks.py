@@ -20,6 +20,13 @@ class EpisodeStatistics:
         self.returns: deque[float] = deque(maxlen=EPISODES)
         self.lengths: deque[int] = deque(maxlen=EPISODES)
 
+    def begun(self) -> tuple[list[float], list[int]]:
+        """Rewards and steps so far of the episode that each environment is in: the argument of ``resume``."""
+        return self._returns.tolist(), self._lengths.tolist()
+
+    def resume(self, begun: tuple[list[float], list[int]]) -> None:
+        self._returns, self._lengths = (np.array(sums) for sums in begun)
+
     def add(self, rewards: np.ndarray, ended: np.ndarray) -> None:
         """A step of all environments: rewards [E], and whether each one's episode ends with it."""
         self._returns += rewards

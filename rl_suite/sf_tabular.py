@@ -67,7 +67,7 @@ class TabularAgent:
             state = self._index(self.env.reset()[0]) if terminated or truncated else next_state
         return collected
 
-    def predict(self, observation: np.ndarray, w: ArrayLike) -> int:
+    def predict(self, observation: ArrayLike, w: ArrayLike) -> int:
         """The greedy action for weights ``w`` [d], uniform in a state never visited.
 
         Raises ValueError before a task has begun.
@@ -75,7 +75,7 @@ class TabularAgent:
         if not self.begun:
             raise ValueError("no task has begun: call learn first")
         weights = check_weights(np.asarray(w)[None], self.weights.shape[1])[0]
-        index = self.states.get(np.asarray(observation).tobytes())
+        index = self.states.get(self._key(observation))
         row = np.zeros(self.table.shape[1:]) if index is None else self.table[index]
         return self._greedy(row, weights)
 
@@ -122,8 +122,11 @@ class TabularAgent:
         """The tasks that a transition updates."""
         return slice(0, task + 1) if self.method.gpi else slice(task, task + 1)
 
-    def _index(self, observation: np.ndarray) -> int:
-        index = self.states.setdefault(observation.tobytes(), len(self.states))
+    def _key(self, observation: ArrayLike) -> bytes:
+        return np.asarray(observation, self.env.observation_space.dtype).tobytes()
+
+    def _index(self, observation: ArrayLike) -> int:
+        index = self.states.setdefault(self._key(observation), len(self.states))
         if index == len(self.table):
             self.table = np.concatenate([self.table, np.zeros_like(self.table)])
         return index

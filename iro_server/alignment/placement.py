@@ -9,7 +9,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Placement(BaseSettings):
-    """Read by a job's process from ``IRO_<NAME>``; a server sets those of its workers.
+    """Read by a job's process from ``IRO_<NAME>``; a server sets those of its workers. An empty variable is as if it
+    were not set, and ``null`` is None.
 
     ``storage``: a URL that fsspec knows, such as ``s3://bucket/prefix``, under which each new run gets a place for its
     checkpoints; None: its run folder. ``executor`` "ray" spreads rollouts, grading and value fits of alignment jobs
@@ -18,7 +19,7 @@ class Placement(BaseSettings):
     cluster has room for when a step begins. ``ray_fit_actors``: processes that share the fit of a LoRA backbone.
     """
 
-    model_config = SettingsConfigDict(frozen=True, env_prefix="IRO_")
+    model_config = SettingsConfigDict(frozen=True, env_prefix="IRO_", env_ignore_empty=True, env_parse_none_str="null")
 
     storage: str | None = Field(None, pattern=r"^[a-z][a-z0-9+.-]*://.+")
     executor: Literal["local", "ray"] = "local"

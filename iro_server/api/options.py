@@ -19,7 +19,7 @@ from iro_server.api.registry import ServedModel
 from iro_server.api.text import Detokenizer
 from iro_server.api.tools import ToolUse
 from iro_server.decoding.base import Attribution, Scorer, SearchParams, repeatable
-from iro_server.engines.base import SMALLEST_NUCLEUS, Sampling, Steering, cache_salt
+from iro_server.engines.base import GREEDY_BELOW, SMALLEST_NUCLEUS, Sampling, Steering, cache_salt
 from value_heads.stack import ValueStack
 
 RELEASE = version("iro-align")
@@ -34,7 +34,6 @@ COMPLETION_TOKENS_DETAILS = {
 }
 """No completion has tokens of these kinds here."""
 TOKEN_ID = re.compile(r"\d{1,18}")
-GREEDY_BELOW = 1e-3  # a temperature this low divides logits past fp32, and draws the likeliest token all the same
 
 
 def _comes_with_stream(options: object, info: ValidationInfo) -> object:

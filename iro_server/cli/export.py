@@ -31,7 +31,10 @@ def export(
         Format, typer.Option(help="peft: an adapter of the output head. vllm: one without a bias. logit_bias: JSON.")
     ] = "peft",
     model: Annotated[str, typer.Option("--model", help="A model directory, or a name to prepare.")] = DEFAULT_MODEL,
-    entries: Annotated[int, typer.Option(min=1, help="Of logit_bias, the strongest; OpenAI takes 300.")] = ENTRIES,
+    entries: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Of logit_bias, the strongest; {ENTRIES}, which OpenAI takes.", show_default=False),
+    ] = None,
     rank: Annotated[
         int | None,
         typer.Option(
@@ -58,6 +61,8 @@ def export(
         raise FileExistsError(f"{out} exists")
     if format == "logit_bias" and rank is not None:
         raise ValueError("logit_bias has no ranks: leave --rank out, or take --entries")
+    if format != "logit_bias" and entries is not None:
+        raise ValueError(f"{format} has no entries: leave --entries out, or take --rank")
     folder = alignment_folder(values, data_dir)
     bundle = _bundle(folder, values)
     directory = model_dir(model)
@@ -73,7 +78,7 @@ def export(
         )
     unsharpened = fold_tilts([tilt], [tilt.temperature()])
     if format == "logit_bias":
-        _write_logit_bias(unsharpened, entries, out)
+        _write_logit_bias(unsharpened, entries or ENTRIES, out)
     elif format == "vllm" and (tilt.direction is None or tilt.direction_error is None):
         raise ValueError(f"{bundle} is of an earlier format, without the direction that a bias needs: align anew")
     else:

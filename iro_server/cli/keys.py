@@ -11,6 +11,7 @@ import typer
 
 from iro_server import JsonObject
 from iro_server.access.scopes import Scope
+from iro_server.cli.options import settings_of_environment
 from iro_server.cli.times import local_time
 
 if TYPE_CHECKING:
@@ -124,8 +125,7 @@ def revoke(id: str, data_dir: DataDir = None, database_url: DatabaseUrl = None) 
 def settings_of(data_dir: Path | None, database_url: str | None) -> Settings:
     from iro_server.settings import Settings
 
-    options: JsonObject = {"data_dir": data_dir, "database_url": database_url}
-    return Settings(**{name: value for name, value in options.items() if value is not None})
+    return settings_of_environment(Settings, data_dir=data_dir, database_url=database_url)
 
 
 def existing_settings(data_dir: Path | None, database_url: str | None) -> Settings:

@@ -31,7 +31,13 @@ from iro_server.cli import rollouts as cli_rollouts
 from iro_server.cli.dataset_file import put_dataset, refuse_without_dataset
 from iro_server.cli.demo import DemoError, MissingPackage
 from iro_server.cli.model import model_dir, model_name
-from iro_server.cli.options import misspelled_settings, parse_value, read_grader, with_options_of
+from iro_server.cli.options import (
+    misspelled_settings,
+    parse_value,
+    read_grader,
+    settings_of_environment,
+    with_options_of,
+)
 from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.engines.prepare import DEFAULT_MODEL, ModelError
 from iro_server.store.files import FileCorrupt
@@ -150,7 +156,7 @@ def graders(
     from iro_server.graders.service import ServiceSettings
     from iro_server.graders.service import serve as run_service
 
-    run_service(ServiceSettings(**_without_none(host=host, port=port)))
+    run_service(settings_of_environment(ServiceSettings, host=host, port=port))
 
 
 @app.command()
@@ -235,10 +241,10 @@ def generate(
     ] = None,
     text: Annotated[bool, typer.Option("--text", help="Continue the prompt unchanged, without a chat.")] = False,
     max_tokens: Annotated[int, typer.Option(min=1)] = 128,
-    temperature: Annotated[float, typer.Option(min=0, help="0: the same text every time.")] = 1.0,
+    temperature: Annotated[float, typer.Option(min=0, help="Below 0.001: the same text every time.")] = 1.0,
     top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="0: every token.")] = 0,
-    seed: int | None = None,
+    seed: Annotated[int | None, typer.Option(min=-(2**63), max=2**63 - 1)] = None,
     beam_width: Annotated[int | None, typer.Option(help=f"{ALIGNED_SEARCH.beam_width} with values, else 1.")] = None,
     num_successors: Annotated[
         int | None, typer.Option(help=f"{ALIGNED_SEARCH.num_successors} with values, else 1.")
@@ -256,7 +262,7 @@ def generate(
     """Print a completion, guided by the value functions of a bundle if one is given."""
     from iro_server.cli.generate import complete, explained, parse_values, search_defaults
     from iro_server.decoding.base import SearchParams
-    from iro_server.engines.base import SMALLEST_NUCLEUS, Sampling
+    from iro_server.engines.base import GREEDY_BELOW, SMALLEST_NUCLEUS, Sampling
 
     options: JsonObject = {"beam_width": beam_width, "num_successors": num_successors, "chunk_length": chunk_length}
     options |= {"selection": selection, "betas": betas.split(",") if betas else None, "strength": strength}
@@ -270,6 +276,11 @@ def generate(
     if explain and values is None:
         raise ValueError("--explain colours tokens by the value functions of --values")
     prompt = sys.stdin.read() if prompt == "-" else prompt
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:  # what is no UTF-8 arrives as half surrogate pairs
+        raise ValueError("the prompt is not UTF-8") from None
+    temperature = temperature if temperature >= GREEDY_BELOW else 0.0
     sampling = Sampling(temperature, top_p=max(top_p, SMALLEST_NUCLEUS), top_k=top_k, seed=seed)
     completion = complete(model_dir(model), prompt, text, params, sampling, max_tokens, bundles)
     if explain:
@@ -360,11 +371,7 @@ def _settings(**options: Any) -> ServerSettings:
 
     for warning in misspelled_settings(os.environ, ServerSettings.model_fields):
         typer.echo(f"Warning: {warning}", err=True)
-    return ServerSettings(**_without_none(**options))
-
-
-def _without_none(**options: Any) -> JsonObject:
-    return {name: value for name, value in options.items() if value is not None}
+    return settings_of_environment(ServerSettings, **options)
 
 
 def _parse(pairs: Sequence[str]) -> JsonObject:

@@ -32,8 +32,8 @@ def info(model: Annotated[str, typer.Argument(help="A model directory or name.")
     from iro_server.engines.describe import Description
 
     directory = model_dir(model)
-    config = AutoConfig.from_pretrained(directory)
     info = Description.of_directory(directory).info
+    config = AutoConfig.from_pretrained(directory)
     facts = {
         "directory": str(directory),
         "architecture": ", ".join(config.architectures or []),

@@ -8,13 +8,18 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel
 
 from iro_server import JsonObject, JsonValue
 from iro_server.alignment.reference import FieldRow, field_rows
+
+if TYPE_CHECKING:
+    from pydantic_settings import BaseSettings
+
+SettingsKind = TypeVar("SettingsKind", bound="BaseSettings")
 
 
 def parse_value(text: str) -> object:
@@ -105,6 +110,20 @@ def _parameter(row: FieldRow, panel: str) -> inspect.Parameter:
     )
     annotation: Any = Annotated[bool | None, option] if is_flag else Annotated[str | None, option]
     return inspect.Parameter(row.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def settings_of_environment(kind: type[SettingsKind], **options: Any) -> SettingsKind:
+    """Settings of the options that are not None, the others from the environment. ValidationError for a value that
+    they refuse; ValueError, which names the variable, for one that has to be JSON and is not."""
+    from pydantic_settings import SettingsError
+
+    try:
+        return kind(**{name: value for name, value in options.items() if value is not None})
+    except SettingsError as error:
+        field = str(error).split('"')[1]  # which it holds in its text alone
+        raise ValueError(
+            f'IRO_{field.upper()} is not JSON ({error.__cause__}): write a list as ["…"], an object as {{"…": …}}'
+        ) from None
 
 
 def misspelled_settings(environ: Mapping[str, str], fields: Collection[str]) -> Iterator[str]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Alternatives = list[tuple[int, float]]
+GREEDY_BELOW = 1e-3  # a temperature this low divides logits past fp32, and draws the likeliest token all the same
 SMALLEST_NUCLEUS = 1e-9  # for a top_p of 0: below any likeliest token's probability, which is at least 1 / vocabulary
 
 

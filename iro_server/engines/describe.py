@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from iro_server.engines.base import Engine, ModelInfo
-from iro_server.engines.prepare import model_hash, template_hash
+from iro_server.engines.prepare import check_weights, model_hash, template_hash
 
 LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "context_length")
 
@@ -23,12 +23,19 @@ class Description:
     @classmethod
     def of_directory(cls, model_dir: Path, name: str | None = None) -> Description:
         """Of a prepared model. ModelError as ``describe``."""
-        tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        tokenizer = load_tokenizer(model_dir)
         return cls(describe(model_dir, name, tokenizer), tokenizer)
 
     @classmethod
     def of_engine(cls, engine: Engine) -> Description:
         return cls(engine.info, engine.tokenizer)
+
+
+def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
+    """ModelError for a directory without weights, of which transformers would say that its tokenizer is wrong."""
+    check_weights(model_dir)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_dir)
+    return tokenizer
 
 
 def describe(model_dir: Path, name: str | None, tokenizer: PreTrainedTokenizerBase) -> ModelInfo:

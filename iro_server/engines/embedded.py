@@ -21,12 +21,11 @@ from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import AutoTokenizer
 
 from iro_server.engines.adjusted import AdjustedRows
 from iro_server.engines.base import HEAD_STATE, Chunk, EngineHealth, ModelInfo, Sampling, Steering
 from iro_server.engines.chunk_parts import ChunkParts
-from iro_server.engines.describe import describe
+from iro_server.engines.describe import describe, load_tokenizer
 from iro_server.engines.endpoints import Precision
 from iro_server.engines.equality import check_equality
 from iro_server.engines.frozen_model import FrozenModel
@@ -64,7 +63,7 @@ class EmbeddedEngine:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._threads = ThreadCount(threads or usual_threads())
         torch.set_num_threads(1)  # of this thread: its small operations must not wake a team beside the engine's
-        self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        self.tokenizer = load_tokenizer(Path(model_dir))
         self.frozen = FrozenModel(model_dir, device)
         self.frozen.pack_weights(PRODUCTS[precision])
         info = describe(Path(model_dir), name, self.tokenizer)

@@ -36,8 +36,8 @@ class ModelError(RuntimeError):
 
 
 def iro_home() -> Path:
-    """Where models and other caches live: ``$IRO_HOME``, by default ``~/.cache/iro``."""
-    return Path(os.environ.get("IRO_HOME", Path.home() / ".cache" / "iro"))
+    """Where models and other caches live: ``$IRO_HOME``; ``~/.cache/iro`` where it is empty or not set."""
+    return Path(os.path.expanduser(os.environ.get("IRO_HOME") or "~/.cache/iro"))
 
 
 def prepare_model(name: str = DEFAULT_MODEL, out: Path | None = None) -> Path:
@@ -111,7 +111,7 @@ def model_hash(directory: Path) -> str:
     A directory that lacks some shards of its index, since another process serves the model, has its manifest's hash.
     Raises ModelError if the directory holds no weights, or others than its manifest (where it has one) says.
     """
-    _check_weights(directory)
+    check_weights(directory)
     prepared = _prepared_hash(directory)
     if prepared and missing_shards(directory):
         return prepared
@@ -126,7 +126,7 @@ def verify_model(directory: Path) -> str:
 
     ModelError where they are not those of the manifest or, without one, of the last hash, though no file looks changed.
     """
-    _check_weights(directory)
+    check_weights(directory)
     if missing := missing_shards(directory):
         raise ModelError(f"{directory} lacks {', '.join(missing)}, without which the weights cannot be verified")
     before = _prepared_hash(directory) or remembered_hash(directory, hash_cache())
@@ -140,7 +140,8 @@ def hash_cache() -> Path:
     return iro_home() / "hashes"
 
 
-def _check_weights(directory: Path) -> None:
+def check_weights(directory: Path) -> None:
+    """ModelError for a directory without weights."""
     if not weight_files(directory):
         raise ModelError(f"{directory}: no *.safetensors in it, not a prepared model")
 

@@ -18,13 +18,12 @@ from typing import ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoTokenizer
 
 from iro_server import JsonObject
 from iro_server.concurrency.tasks import gather_or_cancel
 from iro_server.engines.adapter_holds import Adapter
 from iro_server.engines.base import Alternatives, Chunk, EngineHealth, ModelInfo, Sampling, Steering
-from iro_server.engines.describe import describe
+from iro_server.engines.describe import describe, load_tokenizer
 from iro_server.engines.embedding import Embedding
 from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.replica import COMPLETIONS, Replica
@@ -92,7 +91,7 @@ class RemoteEngine:
         if not endpoints.urls:
             raise ValueError(f"an engine of kind {endpoints.kind!r} needs the URLs of its servers (IRO_ENGINE_URLS)")
         share_cores_with_engine()
-        self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        self.tokenizer = load_tokenizer(Path(model_dir))
         info = describe(Path(model_dir), name, self.tokenizer)
         self._info = replace(info, hidden=False, steers=frozenset(), drift=False, resumes=False)
         self.embedding = Embedding(Path(model_dir))

@@ -48,9 +48,9 @@ STOP_SECONDS = 5  # for calls under way when the service is told to stop
 
 
 class ServiceSettings(BaseSettings):
-    """The service's settings, ``IRO_<NAME>`` in its environment."""
+    """The service's settings, ``IRO_<NAME>`` in its environment; an empty variable is as if it were not set."""
 
-    model_config = SettingsConfigDict(frozen=True, env_prefix="IRO_")
+    model_config = SettingsConfigDict(frozen=True, env_prefix="IRO_", env_ignore_empty=True)
 
     host: str = "127.0.0.1"
     port: int = Field(8002, ge=0, le=65535)

@@ -91,6 +91,10 @@ def test_a_check_that_does_not_hold_fails_a_smoke_run_and_is_a_finding_elsewhere
         ),
         (("align", "missing.jsonl", "grader.json"), "missing.jsonl: no such file"),
         (("model", "info", "nobody/no-such-model"), "no-such-model"),
+        (("model", "info", "."), "no *.safetensors in it"),
+        (("generate", "Hello", "--model", "."), "no *.safetensors in it"),
+        (("generate", "caf\udce9"), "the prompt is not UTF-8"),
+        (("export", "run", "--out", "adapter", "--entries", "5"), "peft has no entries"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
@@ -268,11 +272,34 @@ def test_align_then_generate(tmp_path: Path) -> None:
     assert (mixed.exit_code, mixed.stdout) == (0, steered.stdout), mixed.output  # the same values, 1.5 - 0.5 times
 
 
-def test_a_top_p_of_0_keeps_the_likeliest_token_alone() -> None:
-    greedy, narrow = (
-        iro("generate", "Hello", "--max-tokens", "4", *of) for of in (("--temperature", "0"), ("--top-p", "0"))
-    )
-    assert narrow.exit_code == 0 and narrow.stdout == greedy.stdout and greedy.stdout.strip()
+@pytest.mark.parametrize("narrow", [("--top-p", "0"), ("--temperature", "1e-40")])
+def test_a_top_p_of_0_and_a_tiny_temperature_keep_the_likeliest_token_alone(narrow: Sequence[str]) -> None:
+    greedy, narrowed = (iro("generate", "Hello", "--max-tokens", "4", *of) for of in (("--temperature", "0"), narrow))
+    assert narrowed.exit_code == 0 and narrowed.stdout == greedy.stdout and greedy.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("command", "variable"),
+    [
+        (("serve", "--port", "0"), "IRO_ENGINE_URLS"),
+        (("keys", "list"), "IRO_GRADER_ENDPOINTS"),
+        (("graders",), "IRO_PYTHON_LIMITS"),
+    ],
+)
+def test_a_variable_that_is_no_json_is_named(
+    command: Sequence[str], variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IRO_GRADER_SERVICE_KEY", "sixteen letters.")
+    monkeypatch.setenv(variable, "http://127.0.0.1:8001/v1")
+    done = iro(*command)
+    assert done.exit_code == 2 and done.stderr.startswith(f"Error: {variable} is not JSON")
+    assert done.stderr.count("\n") == 1 and "a list as" in done.stderr
+
+
+@pytest.mark.parametrize("seed", [-(2**63) - 1, 2**63])
+def test_a_seed_that_no_generator_takes_is_refused(seed: int) -> None:
+    done = iro("generate", "Hello", "--seed", str(seed))
+    assert done.exit_code == 2 and "--seed" in done.stderr
 
 
 def test_values_are_a_bundle_or_several_with_weights(tmp_path: Path) -> None:

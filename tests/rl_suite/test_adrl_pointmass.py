@@ -65,6 +65,19 @@ def test_a_config_that_nothing_can_be_measured_with_is_refused(bad: dict[str, An
         PointMassConfig.model_validate(bad)
 
 
+def test_a_variant_that_is_named_among_the_agents_too_is_planned_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adrl_pointmass, "train", lambda *_: [1.0, 2.0])
+    monkeypatch.setattr(adrl_pointmass, "_speed", lambda *_: {"ratio": 1.0})
+    config = PointMassConfig.model_validate(
+        TINY | {"variants_at": (9,), "agents": ("DecQN", "AD-DQN", "AD-DQN, weighted")}
+    )
+    run = Run(tmp_path, 0)
+    assert len(adrl_pointmass.run(config, run)["curves"]) == 7
+    assert run.planned_steps == 2 + 7
+
+
 @pytest.mark.parametrize("preset", list(JOB.presets))
 def test_every_preset_is_a_config(preset: str) -> None:
     PointMassConfig.model_validate(JOB.presets[preset])

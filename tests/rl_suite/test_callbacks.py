@@ -14,6 +14,7 @@ pytest.importorskip("dm_control", reason="needs the rl extra")
 
 from rl_suite.agents import Agent, AgentConfig  # noqa: E402
 from rl_suite.callbacks import EpisodeStatistics, TensorBoard  # noqa: E402
+from rl_suite.control import PointMasses  # noqa: E402
 from tests.training.test_metrics import scalars  # noqa: E402
 
 README = Path(__file__).parents[2] / "rl_suite/README.md"
@@ -74,6 +75,23 @@ def test_a_callback_ends_learning_by_returning_false() -> None:
     learner = agent().learn(1000, callback=until_ten)
     assert steps == [2, 4, 6, 8, 10] and learner.steps == 10
     assert learner.learn(4).steps == 14
+
+
+def test_a_comparison_of_numpy_numbers_ends_learning_too() -> None:
+    """NumPy's False is another object than Python's."""
+    assert agent().learn(1000, callback=lambda agent: np.float64(agent.steps) < 10).steps == 10
+
+
+def test_an_episode_that_a_saved_agent_has_begun_counts_whole(tmp_path: Path) -> None:
+    config = AgentConfig(envs=2, start=10**6, width=8)
+    envs = [PointMasses(2, 3, time_limit=20) for _ in range(2)]
+    saved = Agent(envs[0], config).learn(2 * 15)
+    saved.save(tmp_path / "agent.pt")
+    loaded = Agent.load(tmp_path / "agent.pt", envs[1])
+    for learner in (saved, loaded):
+        learner.learn(2 * 5)
+    assert list(loaded.episodes.lengths) == list(saved.episodes.lengths) == [20, 20]
+    assert list(loaded.episodes.returns) == list(saved.episodes.returns)
 
 
 def test_tensorboard_gets_the_metrics_at_intervals(tmp_path: Path) -> None:

@@ -224,6 +224,10 @@ def test_bad_datasets_say_what_to_change() -> None:
         OfflineAgent(spaces.Box(-1, 1, (2,)), np.arange(5)[:, None], OfflineConfig())
     with pytest.raises(ValueError, match="no partition"):
         OfflineAgent(spaces.MultiDiscrete([2, 3]), np.arange(5)[:, None], OfflineConfig(blocks=((0,),)))
+    with pytest.raises(ValueError, match="state 4, and there are features of states 0 to 3"):
+        OfflineAgent(spaces.MultiDiscrete([2, 3]), np.arange(4)[:, None], OfflineConfig()).learn(
+            replace(data, next_states=np.full_like(data.states, 4))
+        )
     with pytest.raises(ValueError, match="use one of its space"):
         OfflineAgent(spaces.MultiDiscrete([3, 3]), np.arange(5)[:, None], OfflineConfig()).learn(data)
 

@@ -45,6 +45,27 @@ class Corridor(gym.Env):
         return np.eye(5, dtype=np.float32)[self.cell]
 
 
+class Numbered(Corridor):
+    """Observes the number of the cell, a Python int."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Discrete(5)
+
+    def _observe(self) -> int:  # type: ignore[override]
+        return self.cell
+
+
+@pytest.mark.parametrize("kind", [Corridor, Numbered])
+def test_a_table_knows_a_state_in_any_type(kind: type[Corridor]) -> None:
+    agent = TabularAgent(kind(), [[0.0, 1.0]])
+    agent.learn(0, 300)
+    assert len(agent.states) == 5
+    start = agent.env.reset()[0]
+    for observation in (start, np.asarray(start, np.float64), np.asarray(start, np.int64).tolist()):
+        assert [agent.predict(observation, [0.0, 1.0]) for _ in range(20)] == [1] * 20
+
+
 def random_batch(n: int, states: int, actions: int, d: int) -> Batch:
     g = torch.Generator().manual_seed(0)
     s, next_s = torch.randn(2, n, states, generator=g)

@@ -205,6 +205,7 @@ def test_only_the_balanced_negative_branch_ends_at_the_saddle() -> None:
         ({"spectrum": [1.0]}, "spectrum must be positive numbers, two or more"),
         ({"starts": 3}, "starts\n  Input should be greater than or equal to 4"),
         ({"scales": []}, "scales\n  Tuple should have at least 1 item"),
+        ({"prompts": 19}, "prompts\n  Input should be greater than or equal to 20"),  # the moments of no prompt are NaN
         ({"n": 0}, "n\n  Input should be greater than 0"),
         ({"variance": -1}, "variance\n  Input should be greater than 0"),
         ({"studies": ["phases"]}, "no study phases; there are flows"),

@@ -38,7 +38,7 @@ class GradientFlowConfig(LabConfig):
     )
     starts: int = Field(200, ge=4, description="Starts of the search for critical points; instance I has a quarter.")
     grid: PositiveInt = Field(61, description="Points of a side of the map of basins.")
-    prompts: PositiveInt = Field(400_000, description="Prompts of the Monte Carlo estimates.")
+    prompts: int = Field(400_000, ge=20, description="Prompts of the Monte Carlo estimates.")
     repeats: PositiveInt = Field(20, description="Starts of the smaller studies.")
     patience: PositiveFloat = Field(160.0, description="How long flows of the full system last.")
     scales: tuple[PositiveFloat, ...] = Field(

@@ -56,12 +56,12 @@ class LaunchConfig(JobConfig):
     agents: int = Field(8, ge=1)
     x_size: int = Field(3, ge=1)
     y_size: int = Field(4, ge=1)
-    heterogeneity: float = 1.0
-    noise: float = 0.0
+    heterogeneity: float = Field(1.0, allow_inf_nan=False)
+    noise: float = Field(0.0, allow_inf_nan=False)
     steps: int = Field(400, ge=1)
     record_every: int = Field(10, ge=1)
     checkpoint_every: int = Field(100, ge=1)
-    timeout: float = Field(300.0, gt=0)
+    timeout: float = Field(300.0, gt=0, allow_inf_nan=False)
 
 
 class Terminated(Exception):

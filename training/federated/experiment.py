@@ -17,7 +17,7 @@ from training.federated.buffered import Event, FederatedSettings, explain_diverg
 from training.federated.clients import LocalSGD
 from training.federated.delays import Delays, delay_model
 from training.federated.partition import dirichlet
-from training.federated.rules import RULES, Layout, Rule
+from training.federated.rules import Layout, make_rule
 from training.federated.simulator import Simulator, Train
 from training.federated.stack import exchanged_tensors
 from training.run import JobConfig, rng_of
@@ -156,12 +156,6 @@ def settings(task: FederatedTask, method: FederatedMethod, seed: int) -> Federat
     )
 
 
-def rule(task: FederatedTask, method: FederatedMethod, step: float) -> Rule:
-    if method.rule == "fedasync":
-        return RULES["fedasync"](mix=step, power=0.5)
-    return RULES[method.rule](lr=step, **({"clients": task.clients} if method.rule == "ca2fl" else {}))
-
-
 def local_sgd(task: FederatedTask, train: Examples, seed: int) -> tuple[LocalSGD, Tensor]:
     """The clients of a seed, and the initial parameters [P] of all methods."""
     rng = rng_of(seed, PARTITION)
@@ -184,7 +178,7 @@ def local_sgd(task: FederatedTask, train: Examples, seed: int) -> tuple[LocalSGD
 
 
 def simulator(trial: Trial, train: Train, params: Tensor) -> Simulator:
-    server_rule = rule(trial.task, METHODS[trial.method], trial.step)
+    server_rule = make_rule(METHODS[trial.method].rule, trial.step, trial.task.clients)
     return Simulator(trial.settings, server_rule, train, trial.delay_model(), params)
 
 

@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--supernodes", type=int, default=10, help="number of simulated clients")
     parser.add_argument("config", nargs="*", help="key=value, as in [tool.flwr.app.config]")
     args = parser.parse_intermixed_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the SuperLink first
     with superlink() as env:
         try:
             run(args.app, env, [f"num-supernodes={args.supernodes}"], args.config)

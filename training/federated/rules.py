@@ -20,6 +20,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from training.run import check_names
+
 log = logging.getLogger(__name__)
 
 RuleState = dict[str, Any]  # tensors and numbers
@@ -192,6 +194,17 @@ RULES: dict[str, Callable[..., Rule]] = {
     "fedams": Adaptive,
     "fedavg": FedAvg,
 }
+
+
+def make_rule(name: str, step: float, clients: int) -> Rule:
+    """The rule ``name`` of RULES with this server step: ``mix`` of FedAsync (with power ½), ``lr`` of the others.
+
+    Raises ValueError for a name that RULES lacks.
+    """
+    check_names([name], RULES, "rule")
+    if name == "fedasync":
+        return RULES[name](mix=step, power=0.5)
+    return RULES[name](lr=step, **({"clients": clients} if name == "ca2fl" else {}))
 
 
 def mean_delta(buffer: Sequence[Update]) -> Tensor:

@@ -22,8 +22,8 @@ class BLJustConfig(CorpusConfig):
     encoder: Literal["bilstm", "conformer"] = Field("bilstm", description="The recogniser's encoder.")
     width: int = Field(96, ge=8, multiple_of=8, description="Width of the encoder.")
     layers: int = Field(1, ge=1, description="Layers of the encoder.")
-    context: float = Field(0.5, gt=0, description="Seconds of a CPC window.")
-    future: float = Field(0.3, gt=0, description="Seconds that CPC predicts.")
+    context: float = Field(0.5, ge=0.01, description="Seconds of a CPC window; a frame has 0.01.")
+    future: float = Field(0.3, ge=0.01, description="Seconds that CPC predicts.")
 
     methods: tuple[TrainingMethod, ...] = Field(
         ("supervised", "pretrain", "pseudo", "fixed", "bl_just"),

@@ -14,12 +14,16 @@ from training.speech.model import Recogniser
 from training.speech.training import transcribe
 
 
-def load(folder: Path, name: str = "bl_just-0") -> tuple[Recogniser, text.Tokenizer, int]:
+def load(folder: Path, name: str | None = None) -> tuple[Recogniser, text.Tokenizer, int]:
     """The recogniser of training ``name`` in a run folder, its tokenizer, and its sample rate.
 
+    Without a name: of the first training of bl_just, or of the run's first method where bl_just is none of them.
     Raises ValueError if there is none.
     """
     started = json.loads((folder / "config.json").read_text()) if (folder / "config.json").exists() else {}
+    if name is None:
+        methods = started.get("config", {}).get("methods", ["bl_just"])
+        name = f"{'bl_just' if 'bl_just' in methods else methods[0]}-0"
     checkpoints = open_checkpoints(started.get("checkpoints") or str(folder / "checkpoints"))
     if not checkpoints.has(f"{name}-state"):
         raise ValueError(

@@ -12,7 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from training.federated.rules import CA2FL, RULES, Adaptive, FedAsync, FedAvg, FedBuff, Layout, Rule, Update, rejection
+from training.federated.rules import (
+    CA2FL,
+    RULES,
+    Adaptive,
+    FedAsync,
+    FedAvg,
+    FedBuff,
+    Layout,
+    Rule,
+    Update,
+    make_rule,
+    rejection,
+)
 
 P = 3
 vectors = st.lists(st.floats(-10, 10, width=32), min_size=P, max_size=P).map(
@@ -30,6 +42,20 @@ def run(rule: Rule, params: Tensor, *buffers: list[Update]) -> Tensor:
     for buffer in buffers:
         state, params = rule.step(state, params, buffer)
     return params
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_is_made_from_its_name_a_step_and_the_number_of_clients(name: str) -> None:
+    """A larger step moves the model further in the direction of the first Δ."""
+    buffer = updates([1.0, 2.0, -1.0])
+    near, far = (run(make_rule(name, step, clients=4), torch.zeros(P).double(), buffer) for step in (0.1, 0.2))
+    torch.testing.assert_close(far, 2 * near)
+    assert (near.sign() == buffer[0].delta.sign()).all()
+
+
+def test_a_rule_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="no rule fedyogi; there are fadas, fadas-min"):
+        make_rule("fedyogi", 0.1, clients=4)
 
 
 @pytest.mark.parametrize("amsgrad", [True, False])

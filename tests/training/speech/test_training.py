@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tests.training.speech.recordings import RATE, corpus
 from training.run import Cancelled
@@ -277,6 +278,18 @@ def test_a_stopped_run_goes_on_in_two_processes_with_each_row_once(speech: Path,
     assert rows["run"].read_text() == rows["uninterrupted"].read_text()
 
 
+def test_recordings_are_transcribed_by_the_first_method_of_a_run_without_bl_just(tmp_path: Path) -> None:
+    manifest = corpus(tmp_path / "speech", labelled=4, unlabelled=0)
+    JOB.execute(config(manifest, methods=["fixed", "supervised"], models=1, batch=2, epochs=1), tmp_path / "run")
+    weights = [listen.load(tmp_path / "run", *name)[0].state_dict()["cpc.weight"] for name in ((), ("fixed-0",))]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="no training fixed-0"):
+        shutil.rmtree(tmp_path / "run" / "checkpoints")
+        listen.load(tmp_path / "run")
+    with pytest.raises(ValueError, match="no training bl_just-0"):
+        listen.load(tmp_path)
+
+
 def test_corrected_texts_are_read_by_a_new_run_of_the_same_process(tmp_path: Path) -> None:
     manifest = corpus(tmp_path / "speech", labelled=4, unlabelled=0)
     settings = config(manifest, methods=["supervised"], models=1, batch=2)
@@ -301,6 +314,12 @@ def test_bad_input_is_one_line(speech: Path, tmp_path: Path, changes: dict[str, 
     with pytest.raises(ValueError, match=message) as error:
         JOB.execute(config(speech, **changes), tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("window", ["context", "future"])
+def test_a_window_has_a_frame(window: str) -> None:
+    with pytest.raises(ValidationError, match=f"{window}\n  Input should be greater than or equal to 0.01"):
+        BLJustConfig.model_validate({window: 0.004})
 
 
 def test_few_labels_are_the_first_of_the_manifest(speech: Path, tmp_path: Path) -> None:

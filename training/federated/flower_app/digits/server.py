@@ -11,7 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from digits.task import accuracy, network
 from training.federated.buffered import FederatedSettings
 from training.federated.flower import AsyncServer
-from training.federated.rules import RULES
+from training.federated.rules import make_rule
 
 app = ServerApp()
 
@@ -34,6 +34,6 @@ def main(grid: Grid, context: Context) -> None:
         timeout=config["timeout"],
     )
     checkpoint = Path(str(config["checkpoint"])) if config["checkpoint"] else None
-    rule = RULES[str(config["rule"])](lr=config["lr"])
+    rule = make_rule(str(config["rule"]), float(config["lr"]), settings.clients)
     server = AsyncServer(grid, model.state_dict(), rule, settings, checkpoint=checkpoint, on_round=show)
     server.run(rounds=int(config["rounds"]))
