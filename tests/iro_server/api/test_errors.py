@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-
 import httpx
 import pytest
 from fastapi import FastAPI
@@ -135,7 +133,7 @@ def test_a_stream_that_breaks_off_says_no_more_than_a_whole_answer(client, monke
     body = {"model": "bytes", "prompt": "hi", "max_tokens": 2}
     answers = [httpx.post(f"{client.base_url}completions", json=body | extra) for extra in ({}, {"stream": True})]
     assert answers[0].json()["error"]["message"] == "The server had an error: RuntimeError"
-    assert f"data: {json.dumps(answers[0].json())}\n" in answers[1].text
+    assert f"data: {answers[0].text}\n" in answers[1].text
 
 
 @pytest.mark.parametrize(
