@@ -18,7 +18,7 @@ from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 
 SHORT = 20  # tokens of a short prompt
-STREAMED = 4  # tokens of a chunk, as the API streams
+STREAMED = 4  # tokens of a chunk
 ARRIVAL = 0.5  # seconds after the long prompt that the short one arrives
 
 

@@ -95,7 +95,7 @@ class ToySession:
         self.generator = torch.Generator()
         self.generator.manual_seed(sampling.seed) if sampling.seed is not None else self.generator.seed()
 
-    async def extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
+    async def extend(self, parents: Sequence[int], num_successors: int, length: int, more: int = 0) -> Chunk:
         self.rows = [list(self.rows[p]) for p in parents for _ in range(num_successors)]
         count = len(self.rows)
         tokens = torch.zeros(count, length, dtype=torch.int64)

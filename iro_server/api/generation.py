@@ -24,7 +24,6 @@ from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.cache import cached_tokens
 from iro_server.telemetry import tracing
 
-STREAM_TOKENS = 4  # how often plain sampling looks up, to send text
 TELEMETRY = SearchTelemetry()
 OnAgreed = Callable[[range, SampledTokens], None]
 
@@ -129,7 +128,7 @@ async def _search(
     params = request.params
     if params.rows == 1 and params.chunk_length is None:
         looks_up = request.detokenizer.stops or request.attribution  # whose hidden states are dropped then
-        length = STREAM_TOKENS if on_agreed else STOP_TOKENS if looks_up else None
+        length = request.model.engine.info.part_tokens if on_agreed else STOP_TOKENS if looks_up else None
         params = params.model_copy(update={"chunk_length": length})
     return await guided_search(
         request.model.engine,

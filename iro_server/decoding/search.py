@@ -113,7 +113,7 @@ async def guided_search(
         while remaining_tokens and search.live:
             length = min(chunk_length or remaining_tokens, remaining_tokens)
             remaining_tokens -= length
-            await search.round(length, last=remaining_tokens == 0)
+            await search.round(length, remaining_tokens)
             if on_agreed:
                 agreed = agreed + search.agreed_from(len(agreed.tokens))
                 on_agreed(agreed)
@@ -164,25 +164,28 @@ class _Search:
     def live(self) -> list[Beam]:
         return [beam for beam in self.beams if not beam.finished]
 
-    async def round(self, length: int, last: bool) -> None:
+    async def round(self, length: int, remaining_tokens: int) -> None:
         """Continue the live beams by ``length`` tokens, then let the rule choose from their rows and finished beams."""
         live, rule = self.live, self.params.rule
         successors = self.params.num_successors if self.usage.rounds else self.params.rows  # first the prompt has W*K
         with self.observer.stage("round"):
             parents = [beam.row for beam in live]
-            chunk, scores_R = await self._extend(parents, successors, length)
+            more = remaining_tokens if self.params.rows == 1 else 0
+            chunk, scores_R = await self._extend(parents, successors, length, more)
             shares_RL = self.shares.shares(parents, successors, chunk).tolist() if self.shares else None
             rows = self._rows(live, successors, chunk, scores_R, shares_RL)
             pool = [beam for beam in self.beams if beam.finished] + rows
-            last = last or all(beam.finished for beam in pool)
+            last = not remaining_tokens or all(beam.finished for beam in pool)
             choose = rule.finish if last else rule.select
             self.beams = [pool[place] for place in choose(pool, self.params.beam_width, self.generator)]
         self._count(chunk, Round(rows, self.beams, last))
 
-    async def _extend(self, parents: list[int], successors: int, length: int) -> tuple[Chunk, torch.Tensor | None]:
+    async def _extend(
+        self, parents: list[int], successors: int, length: int, more: int
+    ) -> tuple[Chunk, torch.Tensor | None]:
         """The chunk of R rows, ``successors`` of each parent, and their values [R]."""
         with self.observer.stage("extend"):
-            chunk = await self.session.extend(parents, successors, length)
+            chunk = await self.session.extend(parents, successors, length, more)
         if self.values is None:
             return chunk, None
         with self.observer.stage("score"):

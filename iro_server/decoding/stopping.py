@@ -40,15 +40,16 @@ class StoppingSession:
         """As ``Session.cached_tokens``."""
         return self._session.cached_tokens
 
-    async def extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
+    async def extend(self, parents: Sequence[int], num_successors: int, length: int, more: int = 0) -> Chunk:
         """As ``Session.extend``. Tokens past a string are drawn and discarded."""
         part_length, parts, remaining_tokens = self._part_length or length, ChunkParts(), length
         places, successors = [self._places[parent] for parent in parents], num_successors
         contexts = [self._contexts[parent] for parent in parents for _ in range(num_successors)]
         while places and remaining_tokens > 0:  # as the engine counts: a part's tokens may be more or fewer
             part_length = min(part_length, remaining_tokens)
-            part = await self._session.extend(places, successors, part_length)
             remaining_tokens -= part_length
+            follows = remaining_tokens or (more if part_length == length else 0)
+            part = await self._session.extend(places, successors, part_length, follows)
             parts.add(self._cut(part, contexts))
             places, successors = parts.live, 1
             contexts = [self._last(contexts[place] + part.tokens_RL[place].tolist()) for place in places]

@@ -90,7 +90,8 @@ class ModelInfo:
     ``logprobs``: whether it reports log-probabilities; else they are 0. ``steers``: the parts of a
     tilt that it applies. ``drift``: whether it reports how far a tilt has moved a row.
     ``adjusts``: whether it takes a schema, biases and penalties, which it may do only where a completion is a single
-    chunk (``resumes`` False).
+    chunk (``resumes`` False). ``part_tokens``: of a row, which a stream shows at once; several where each chunk is a
+    request.
     """
 
     name: str
@@ -107,6 +108,7 @@ class ModelInfo:
     drift: bool = True
     adjusts: bool = True
     resumes: bool = True
+    part_tokens: int = 1
 
     def lacks(self, layers: Iterable[int]) -> bool:
         """Whether its engine cannot report all of these layers, or what linear value functions read of them."""
@@ -152,10 +154,12 @@ class Session(Protocol):
         """Tokens of the prompt that were not read for this session; known after the first chunk."""
         ...
 
-    async def extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
+    async def extend(self, parents: Sequence[int], num_successors: int, length: int, more: int = 0) -> Chunk:
         """Continue each parent ``num_successors`` ways by up to ``length`` tokens.
 
         ``parents`` are row indices of the previous chunk (the first call: ``[0]``, the prompt), repeats allowed.
+        ``more``: tokens that the caller, of a single row, will ask for next unless it stops, ``length`` at a time: an
+        engine may draw them meanwhile.
         Returns len(parents) * num_successors rows, parent-major. Ends early once every row has stopped.
         """
         ...

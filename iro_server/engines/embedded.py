@@ -43,6 +43,7 @@ from value_heads.threads import compute_as_engine, on_fresh_thread, usual_thread
 from value_heads.tilt import BoundTilt, Tilt
 
 PRODUCTS: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+AHEAD = 4  # chunks of a single row that are asked for before they are awaited
 COMPACT = 32  # within a long chunk, rows that have stopped are dropped every so many tokens
 
 
@@ -80,6 +81,7 @@ class EmbeddedEngine:
         self._binding = threading.Lock()
         self._wake = threading.Condition()
         self._closed = False
+        self.steps_together = False  # sessions, in ``lockstep``
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
         try:
@@ -160,19 +162,20 @@ class EmbeddedEngine:
         """As ``Engine.lockstep``: each step waits until all sessions that are not closed have asked for one. The last
         bits of a step's results depend on the rows that share it: those are the same every time.
         """
+        self.steps_together = True
         self._post(lambda: self._await_sessions(sessions), Future())
         try:
             yield
         finally:
+            self.steps_together = False
             self._post(lambda: self._await_sessions(0), Future())
 
     def _await_sessions(self, count: int) -> None:
         self._scheduler.awaited = count
 
-    async def extend(self, group: SequenceGroup, work: ChunkWork) -> Chunk:
+    def extend(self, group: SequenceGroup, work: ChunkWork) -> None:
         """Sample a chunk of a session's rows."""
         self._post(lambda: self._scheduler.extend(group, work), work.done)
-        return await asyncio.wrap_future(work.done)
 
     def leave(self, group: SequenceGroup) -> None:
         """Free a session's rows before the next step."""
@@ -272,6 +275,7 @@ class EmbeddedSession:
     def __init__(self, engine: EmbeddedEngine, group: SequenceGroup) -> None:
         self._engine, self._group = engine, group
         self._open = True
+        self._asked: deque[ChunkWork] = deque()  # for chunks that are not awaited yet
         self._inner = {0: 0}  # row of the last chunk -> row of the batch; rows that stopped early are gone from it
 
     @property
@@ -279,22 +283,42 @@ class EmbeddedSession:
         """As ``Session.cached_tokens``."""
         return self._group.cached_tokens
 
-    async def extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
+    async def extend(self, parents: Sequence[int], num_successors: int, length: int, more: int = 0) -> Chunk:
         """As ``Session.extend``. Long chunks go in parts: between parts, rows that have stopped leave the batch."""
         if not self._open:
             raise RuntimeError("the session is closed")
         room = self._engine.info.max_length - self._group.length
         if length > room:
             raise ValueError(f"{length} more tokens do not fit: the model has room for {room}")
-        parts = ChunkParts()
-        parts.add(await self._extend([self._inner[p] for p in parents], num_successors, min(length, COMPACT)))
-        while (remaining_tokens := length - parts.length) and (live := parts.live):
-            parts.add(await self._extend(live, 1, min(remaining_tokens, COMPACT)))
+        parts, live, successors = ChunkParts(), [self._inner[p] for p in parents], num_successors
+        while (remaining_tokens := length - parts.length) and live:
+            part_length = min(remaining_tokens, COMPACT)
+            follows = remaining_tokens - part_length or (more if part_length == length else 0)
+            parts.add(await self._extend(live, successors, part_length, follows))
+            live, successors = parts.live, 1
         self._inner = parts.places
         return parts.chunk()
 
-    async def _extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
-        return await self._engine.extend(self._group, ChunkWork(parents, num_successors, length))
+    async def _extend(self, parents: Sequence[int], num_successors: int, length: int, more: int) -> Chunk:
+        """Other sessions' steps do not wait until this chunk is awaited and the next one asked for: a single row's are
+        asked for ahead. Not in lockstep, where rows past the end of a text would share the steps of some runs."""
+        if not self._asked:
+            self._ask(ChunkWork(parents, num_successors, length))
+        if len(parents) * num_successors == 1 and not self._engine.steps_together:
+            more -= sum(work.length for work in self._asked) - length
+            while more > 0 and len(self._asked) <= AHEAD:
+                self._ask(ChunkWork([0], 1, min(length, more), follows=True))
+                more -= length
+        work = self._asked.popleft()
+        try:
+            return await asyncio.wrap_future(work.done)
+        except BaseException:  # no chunk follows
+            self._asked.clear()
+            raise
+
+    def _ask(self, work: ChunkWork) -> None:
+        self._engine.extend(self._group, work)
+        self._asked.append(work)
 
     def close(self) -> None:
         """As ``Session.close``."""

@@ -87,8 +87,13 @@ class Scheduler:
             settle(opened, None)
 
     def extend(self, group: SequenceGroup, work: ChunkWork) -> None:
-        """Begin a chunk. RuntimeError where the session is closed, or where memory does not hold the chunk: it is
-        closed then."""
+        """Begin a chunk, once those before it are drawn. RuntimeError where the session is closed, or where memory does
+        not hold the chunk: it is closed then."""
+        if group.work:
+            group.upcoming.append(work)
+            return
+        if work.follows and group.stopped:
+            return
         try:
             group.begin(work)
         except Exception:
@@ -136,19 +141,29 @@ class Scheduler:
         if isinstance(run, SequenceGroup):
             if run.finished and run.work:
                 work, chunk = run.work, run.work.result()
-                run.work = None
-                self._live.remove(run)
+                run.work, run.stopped = None, bool(work.stopped_R.all())
                 settle(work.done, chunk)
+                self._go_on(run)
         elif run.prompt.states is not None:
             for group, opened in self._openings.pop(run.prompt):
                 group.states = run.prompt.states
                 settle(opened, None)
 
+    def _go_on(self, group: SequenceGroup) -> None:
+        """With the chunk that follows, or else without the group."""
+        if group.upcoming and not group.stopped:
+            group.begin(group.upcoming[0])
+            group.upcoming.popleft()
+        else:
+            group.upcoming.clear()
+            self._live.remove(group)
+
     def fail(self, run: Run, failure: BaseException) -> None:
         """Hand ``failure`` to the callers of ``run`` alone, whose sessions are closed."""
         if isinstance(run, SequenceGroup):
-            if run.work:
-                settle(run.work.done, failure)
+            for work in [run.work, *run.upcoming]:
+                if work:
+                    settle(work.done, failure)
             self.close(run)
         else:
             for group, opened in list(self._openings[run.prompt]):

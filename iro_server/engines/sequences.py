@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 
@@ -16,10 +17,12 @@ from iro_server.engines.steering import SteeredRows
 
 
 class ChunkWork:
-    """A chunk being sampled: R rows, up to ``length`` tokens. The engine's thread alone touches it."""
+    """A chunk being sampled: R rows, up to ``length`` tokens. ``follows``: it is drawn where the chunk before has not
+    stopped, without being awaited. The engine's thread alone touches it."""
 
-    def __init__(self, parents: Sequence[int], successors: int, length: int) -> None:
+    def __init__(self, parents: Sequence[int], successors: int, length: int, follows: bool = False) -> None:
         self.parents, self.successors, self.length = list(parents), successors, length
+        self.follows = follows
         self.rows = len(parents) * successors
         self.done: Future[Chunk] = Future()
         self.tokens: list[torch.Tensor] = []
@@ -82,6 +85,8 @@ class SequenceGroup:
         self.states: torch.Tensor | None = None
         self.successors = 1
         self.work: ChunkWork | None = None
+        self.upcoming: deque[ChunkWork] = deque()  # chunks that follow ``work``
+        self.stopped = False  # all rows, in the last chunk
         self.count = 1
         self.cached_tokens = 0  # of the prompt, read for other sessions before
         self.token_ids = torch.empty(0, dtype=torch.int64)
@@ -126,6 +131,8 @@ class SequenceGroup:
 
     def free(self) -> None:
         """Drop the caches and the prompt: the session is closed."""
+        self.work = None
+        self.upcoming.clear()
         self.past, self.chunk, self.segments, self.states = self.spec.allocate(1, 0), None, None, None
         del self.prompt
 

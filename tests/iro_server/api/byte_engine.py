@@ -114,7 +114,7 @@ class ByteSession:
         logits[torch.arange(len(said)), script[said.clamp_max(len(script) - 1)]] = certain
         return logits
 
-    async def extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
+    async def extend(self, parents: Sequence[int], num_successors: int, length: int, more: int = 0) -> Chunk:
         await asyncio.sleep(self.engine.seconds_per_token * length)
         if self.adjusted:
             return self.extend_adjusted(self.adjusted, parents, num_successors, length)

@@ -230,7 +230,7 @@ def test_a_search_that_could_draw_too_many_tokens_is_refused(tmp_path):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_clients_that_leave_free_their_places(tmp_path, stream):
-    engine = ByteEngine(script="x" * 400, noise=0.0, seconds_per_token=0.05)
+    engine = ByteEngine(script="x" * 400, noise=0.0, seconds_per_token=0.2)
     with serving(settings_for(tmp_path, max_active_rows=1), engine) as client:
         for _ in range(3):
             with pytest.raises(openai.APITimeoutError):

@@ -73,7 +73,7 @@ def test_a_stream_has_its_first_chunk_before_its_end(served):
     after = samples(client)
     first = grown(before, after, "iro_first_chunk_seconds_sum")
     whole = grown(before, after, "iro_request_seconds_sum", status="200", **CHAT)
-    assert 0.08 <= first < whole - 0.1
+    assert 0.02 <= first < whole - 0.1
 
 
 def test_what_is_refused_is_counted_by_its_code(tmp_path):

@@ -84,7 +84,7 @@ class WordSession:
     def __init__(self) -> None:
         self.lengths: list[int] = []
 
-    async def extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
+    async def extend(self, parents: Sequence[int], num_successors: int, length: int, more: int = 0) -> Chunk:
         self.lengths.append(length)
         rows, tokens = len(parents) * num_successors, 3 * length
         return Chunk(
@@ -143,7 +143,7 @@ async def test_a_string_may_begin_in_a_part_before_the_last() -> None:
 class DiscardingSession(WordSession):
     """Has drawn five more tokens than it returns."""
 
-    async def extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
+    async def extend(self, parents: Sequence[int], num_successors: int, length: int, more: int = 0) -> Chunk:
         return replace(await super().extend(parents, num_successors, length), discarded_tokens=5)
 
 

@@ -40,7 +40,7 @@ class ScaledSession:
     def __init__(self, session: ToySession, factors: Tensor) -> None:
         self.session, self.factors = session, factors
 
-    async def extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
+    async def extend(self, parents: Sequence[int], num_successors: int, length: int, more: int = 0) -> Chunk:
         chunk = await self.session.extend(parents, num_successors, length)
         chunk.hidden.update({layer: states * self.factors for layer, states in chunk.hidden.items()})
         return chunk
