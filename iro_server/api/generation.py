@@ -24,7 +24,6 @@ from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.cache import cached_tokens
 from iro_server.telemetry import tracing
 
-TELEMETRY = SearchTelemetry()
 OnAgreed = Callable[[range, SampledTokens], None]
 
 
@@ -141,7 +140,7 @@ async def _search(
         attribution=request.attribution,
         stops=request.detokenizer if request.detokenizer.stops else None,
         on_agreed=partial(on_agreed, numbers) if on_agreed else None,
-        observer=SearchTrace(on_round) if on_round else TELEMETRY,
+        observer=SearchTrace(params.rows, on_round) if on_round else SearchTelemetry(params.rows),
     )
 
 

@@ -17,7 +17,8 @@ OnRound = Callable[[Round], None]
 class SearchTrace(SearchTelemetry):
     """An observer that also passes on each round."""
 
-    def __init__(self, on_round: OnRound) -> None:
+    def __init__(self, rows: int, on_round: OnRound) -> None:
+        super().__init__(rows)
         self.on_round = on_round
 
     def round(self, usage: SearchUsage, selection: Round) -> None:

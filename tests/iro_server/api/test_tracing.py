@@ -59,3 +59,10 @@ def test_a_request_is_one_trace_from_queue_to_grading(served, exporter, stream):
     (grade,) = [span for span in spans if span.name == "grade"]
     assert grade.attributes["iro.grader.type"] == "string_check"
     assert all(request.start_time <= span.start_time and span.end_time <= request.end_time for span in spans)
+
+
+def test_the_trace_of_a_stream_does_not_grow_with_its_text(served, exporter):
+    exporter.clear()
+    list(served.client.completions.create(model="bytes", prompt="hi", max_tokens=50, stream=True))
+    names = [span.name for span in spans_of(exporter, "/v1/completions")]
+    assert names.count("prefill") == 1 and not {"round", "extend"} & set(names)
