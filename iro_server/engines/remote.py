@@ -55,6 +55,16 @@ class Row:
         alternatives, head_values = self.alternatives + more.alternatives, self.head_values + more.head_values
         return Row(tokens, logprobs, more.stopped, alternatives, head_values)
 
+    def split(self, count: int) -> tuple[Row, Row]:
+        """Its first ``count`` tokens, or fewer where it has fewer, and the others. Both of a stopped row are stopped
+        where there are no others."""
+        stopped = self.stopped and len(self.tokens) <= count
+        return self._part(slice(count), stopped), self._part(slice(count, None), self.stopped)
+
+    def _part(self, places: slice, stopped: bool) -> Row:
+        tokens, logprobs = self.tokens[places], self.logprobs[places]
+        return Row(tokens, logprobs, stopped, self.alternatives[places], self.head_values[places])
+
 
 def chunk_of(rows: Sequence[Row], width: int, embedding: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Chunk:
     """``width``: of the model's states."""
@@ -155,6 +165,11 @@ class RemoteEngine:
         """Run ``work`` on the engine's loop, whichever loop its caller lives on; cancel the future to end it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
+    def call(self, work: Callable[[], None]) -> None:
+        """Do ``work`` on the engine's loop, unless it is closed."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(work)
+
     def check(
         self, prompt_ids: Sequence[int], sampling: Sampling, layers: Sequence[int], steering: Steering | None
     ) -> None:
@@ -234,15 +249,15 @@ class RemoteSession(Generic[Prefix]):
 
     async def extend(self, parents: Sequence[int], num_successors: int, length: int, more: int = 0) -> Chunk:
         """As ``Session.extend``. EngineUnavailable where no replica answers in time."""
-        self.pending = self.engine.submit(self._extend(parents, num_successors, length))
+        self.pending = self.engine.submit(self._extend(parents, num_successors, length, more))
         return await asyncio.wrap_future(self.pending)
 
-    async def _extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
-        rows = await self._draw(parents, num_successors, length)
+    async def _extend(self, parents: Sequence[int], num_successors: int, length: int, more: int) -> Chunk:
+        rows = await self._draw(parents, num_successors, length, more)
         return chunk_of(rows, self.engine.info.hidden_size, self.embedding)
 
-    async def _draw(self, parents: Sequence[int], num_successors: int, length: int) -> list[Row]:
-        """The rows of a chunk, which are the session's from now on."""
+    async def _draw(self, parents: Sequence[int], num_successors: int, length: int, more: int = 0) -> list[Row]:
+        """The rows of a chunk, which are the session's from now on. Arguments as of ``extend``."""
         # A parent that occurs twice has twice as many continuations, all different.
         counts = {parent: count * num_successors for parent, count in Counter(parents).items()}
         answers = await self._continue_all(counts, length)

@@ -8,8 +8,10 @@ probes, while it decodes or after a failure, is given up: the requests that it d
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic
 
@@ -36,6 +38,7 @@ ALONE = 4  # so many times the silence is borne with a replica that is the last
 STICKY_ROWS = 64  # a session stays on its replica until it has so many rows more than the least loaded one
 CONNECT = 5.0  # seconds
 MOST_ADAPTERS = 64  # loaded on one replica
+NONSENSE = (KeyError, TypeError, ValueError, IndexError, AttributeError)  # of an answer of a wrong shape
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,55 @@ class Replicas:
         call = _Call("POST", path, body, read, num_rows(body), adapter)
         return await self._ask(call, prefer, self.timing.patience)
 
+    async def stream(
+        self,
+        body: JsonObject,
+        take: Callable[[JsonObject], None],
+        prefer: Replica | None = None,
+        adapter: Adapter | None = None,
+    ) -> Replica:
+        """The replica that answered ``body``, whose events ``take`` was called with as they came; it raises for one
+        that makes no sense. ReplicaFailure where the replica fails or refuses: no other one is asked."""
+        replica = self._choose(prefer, ())
+        if replica is None:
+            raise ReplicaFailure("no replica is up")
+        body = body | {"stream": True, "stream_options": {"include_usage": True}}
+        with self._busy(replica, num_rows(body)):
+            if adapter:
+                await unless_silent(replica, self._load(replica, adapter))
+            await unless_silent(replica, self._events(replica, body, take))
+        replica.failures = 0
+        replica.answers += 1
+        return replica
+
+    async def _events(self, replica: Replica, body: JsonObject, take: Callable[[JsonObject], None]) -> None:
+        try:
+            async with self.client.stream("POST", replica.address(COMPLETIONS), json=body) as response:
+                if not response.is_success:
+                    await response.aread()
+                    message = f"{replica.url} streams nothing ({response.status_code}): {error_message(response)}"
+                    raise ReplicaFailure(message)
+                async for line in response.aiter_lines():
+                    if line.startswith("data: {"):
+                        event = json.loads(line.removeprefix("data: "))
+                        take(event)
+                        replica.count(event.get("usage") or {})
+        except httpx.HTTPError as error:
+            raise ReplicaFailure(f"{replica.url} broke off a stream ({type(error).__name__}: {error})") from error
+        except NONSENSE as error:
+            raise ReplicaFailure(f"{replica.url} streams what makes no sense: {error!r}") from error
+
+    @contextmanager
+    def _busy(self, replica: Replica, rows: int) -> Iterator[None]:
+        """The replica decodes so many rows, and is watched meanwhile."""
+        replica.rows += rows
+        replica.requests += 1
+        self._watch(replica)
+        try:
+            yield
+        finally:
+            replica.rows -= rows
+
     async def take(self, path: str, body: JsonObject) -> bool:
         """Whether no server that is up refuses such a request as one that it does not know."""
 
@@ -183,19 +235,14 @@ class Replicas:
         return least_loaded
 
     async def _answer(self, replica: Replica, call: _Call[Answer]) -> Answer:
-        replica.rows += call.rows
-        replica.requests += 1
-        self._watch(replica)
-        try:
+        with self._busy(replica, call.rows):
             if call.adapter:
                 await unless_silent(replica, self._load(replica, call.adapter))
             payload = await unless_silent(replica, self._payload(replica, call))
-        finally:
-            replica.rows -= call.rows
         try:
             answer = call.read(payload)
             replica.count(payload.get("usage") or {})
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except NONSENSE as error:
             raise ReplicaFailure(f"{replica.url} gave an answer that makes no sense: {error!r}") from error
         replica.failures = 0
         replica.answers += 1

@@ -27,13 +27,21 @@ from iro_server.engines.adapter_holds import Adapter, AdapterHolds
 from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.endpoints import Endpoints, EngineUnavailable, SchemaViolated
 from iro_server.engines.grammars import grammars_of
-from iro_server.engines.remote import RemoteEngine, RemoteSession, Row
-from iro_server.engines.replica import GENERATE
+from iro_server.engines.remote import RemoteEngine, RemoteSession, Row, derive
+from iro_server.engines.replica import GENERATE, ReplicaFailure
 from iro_server.engines.unused_tokens import unused_tokens
 from iro_server.engines.vllm_adapters import AdapterFolder
-from iro_server.engines.vllm_protocol import MOST_NUMBERS, generate_request, generated_rows, request, rows_of
+from iro_server.engines.vllm_protocol import (
+    MOST_NUMBERS,
+    generate_request,
+    generated_rows,
+    request,
+    rows_of,
+    streamed_row,
+)
 from iro_server.engines.vllm_server import SCHEMA_FLAGS
 from iro_server.engines.vllm_steering import WORDS_CHUNK, SteeredPrompt
+from iro_server.engines.vllm_stream import RowStream
 from value_heads.features import HEAD_STATE
 from value_heads.prompt_features import TokenGroups
 from value_heads.reserved_tokens import ReservedTokens
@@ -63,7 +71,7 @@ class VLLMEngine(RemoteEngine):
         self._groups: TokenGroups | None = None
         self._preparing = threading.Lock()
         super().__init__(model_dir, endpoints, name)
-        self._info = replace(self._info, steers=ADAPTED_PARTS if self.neutral else BIASED_PARTS)
+        self._info = replace(self._info, steers=ADAPTED_PARTS if self.neutral else BIASED_PARTS, part_tokens=1)
 
     def _dispose(self, adapter: Adapter) -> None:
         """Unload an adapter that no session or variant of a tilt holds, then remove its folder."""
@@ -201,6 +209,8 @@ class VLLMSession(RemoteSession[list[int]]):
     steered: SteeredPrompt | None = None
     reserved: ReservedTokens | None = None
     _release: finalize[..., VLLMSession] | None = None
+    _stream: RowStream | None = None
+    _ahead = Row([], [], False)  # drawn, and not asked for yet
     engine: VLLMEngine
 
     def hold(self, adapter: Adapter, holds: AdapterHolds) -> None:
@@ -211,6 +221,7 @@ class VLLMSession(RemoteSession[list[int]]):
 
     def close(self) -> None:
         super().close()
+        self.engine.call(self._close_stream)
         if self._release is not None:
             self._release()
 
@@ -242,27 +253,84 @@ class VLLMSession(RemoteSession[list[int]]):
         rows, self.replica = await self.engine.replicas.complete(body, read, self.replica, self.adapter)
         return {parent: rows[place * count : (place + 1) * count] for place, parent in enumerate(parents)}
 
-    async def _draw(self, parents: Sequence[int], num_successors: int, length: int) -> list[Row]:
+    async def _draw(self, parents: Sequence[int], num_successors: int, length: int, more: int = 0) -> list[Row]:
         """As of any session, but in several requests where what the rows have said changes their tilt, and the sampling
-        does not hold them to one. SchemaViolated where an answer does not fit the sampling's schema."""
+        does not hold them to one, and a single row of which more is asked for from a stream. SchemaViolated where an
+        answer does not fit the sampling's schema."""
+        if (more or self._stream or self._ahead.tokens) and len(parents) * num_successors == 1:
+            return [await (self._draw_ahead if self.reserved else self._draw_streamed)(length, more)]
         if self.sampling.schema is not None:
             rows = await super()._draw(parents, num_successors, length)
             await asyncio.to_thread(self._check_schema, rows)
             return rows
-        if self.steered is None or not self.steered.reads_words or self.sampling.remembers:
+        steered = self._steered_by_words
+        if steered is None:
             return await super()._draw(parents, num_successors, length)
         rows = await super()._draw(parents, num_successors, min(length, WORDS_CHUNK))
         for start in range(WORDS_CHUNK, length, WORDS_CHUNK):
             live = [place for place, row in enumerate(rows) if not row.stopped]
             if not live:
                 break
-            prefixes, said = self.prefixes, self.steered.features.rows
-            more = await super()._draw(live, 1, min(WORDS_CHUNK, length - start))
-            for place, row, prefix, words in zip(live, more, self.prefixes, self.steered.features.rows, strict=True):
+            prefixes, said = self.prefixes, steered.features.rows
+            longer = await super()._draw(live, 1, min(WORDS_CHUNK, length - start))
+            for place, row, prefix, words in zip(live, longer, self.prefixes, steered.features.rows, strict=True):
                 rows[place] = rows[place].continued(row)
                 prefixes[place], said[place] = prefix, words
-            self.prefixes, self.steered.features.rows = prefixes, said
+            self.prefixes, steered.features.rows = prefixes, said
         return rows
+
+    @property
+    def _steered_by_words(self) -> SteeredPrompt | None:
+        """The tilt, where what a row has said changes it, and the row may be drawn in several requests."""
+        return self.steered if self.steered and self.steered.reads_words and not self.sampling.remembers else None
+
+    async def _draw_streamed(self, length: int, more: int) -> Row:
+        """The next tokens of the session's one row. What a stream fails to bring is asked for as any other chunk."""
+        row = Row([], [], False)
+        while (missing := length - len(row.tokens)) and not row.stopped:
+            stream = self._stream = self._stream or self._begin_stream(missing + more)
+            try:
+                part = await stream.take(min(missing, stream.left))
+            except ReplicaFailure as failure:
+                log.warning("%s", failure)
+                self._stream = None
+                (part,) = await self._draw([0], 1, missing)
+            else:
+                self.prefixes = [self.prefixes[0] + part.tokens]
+                self.follow([0], [part.tokens])
+                if part.stopped or not stream.left:
+                    await stream.end()
+                    self.replica, self._stream = stream.replica, None
+            row = row.continued(part)
+        return row
+
+    async def _draw_ahead(self, length: int, more: int) -> Row:
+        """The next tokens of the session's one row, on a route that streams nothing."""
+        row = self._ahead
+        while (drawn := len(row.tokens)) < length and not row.stopped:
+            (part,) = await super()._draw([0], 1, min(length + more - drawn, WORDS_CHUNK))
+            row = row.continued(part)
+        row, self._ahead = row.split(length)
+        return row
+
+    def _close_stream(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def _begin_stream(self, length: int) -> RowStream:
+        length = min(length, WORDS_CHUNK) if self._steered_by_words else length
+        body = self.request(0, 1, length, derive(self.seed, self.round, 0))
+        self.round += 1
+        return RowStream(self.engine.replicas, body, self._read_event, length, self.replica, self.adapter)
+
+    def _read_event(self, event: JsonObject) -> Row | None:
+        if self.round == 1:
+            self._count_cached(event)
+        return streamed_row(event, self.sampling, self.engine.vocabulary)
+
+    def _count_cached(self, payload: JsonObject) -> None:
+        details = (payload.get("usage") or {}).get("prompt_tokens_details") or {}
+        self.cached_tokens = int(details.get("cached_tokens") or 0)
 
     def _check_schema(self, rows: Sequence[Row]) -> None:
         assert self.sampling.schema is not None
@@ -278,8 +346,7 @@ class VLLMSession(RemoteSession[list[int]]):
 
     def read(self, payload: JsonObject, count: int, length: int) -> list[tuple[list[int], Row]]:
         if not self.round:
-            details = (payload.get("usage") or {}).get("prompt_tokens_details") or {}
-            self.cached_tokens = int(details.get("cached_tokens") or 0)
+            self._count_cached(payload)
         if self.reserved:
             rows = generated_rows(payload, count, length, self.sampling, self.engine.vocabulary, self.reserved)
         else:

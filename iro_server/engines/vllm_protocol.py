@@ -84,13 +84,27 @@ def choices_of(payload: JsonObject, count: int) -> list[JsonObject]:
 
 def tokens_of(choice: JsonObject, length: int, sampling: Sampling, vocabulary: float) -> tuple[list[int], bool]:
     """The tokens of a row, and whether it drew a stop id."""
-    tokens: list[int] = choice["token_ids"]
-    if not tokens or not all(type(token) is int and 0 <= token < vocabulary for token in tokens):
-        raise ValueError(f"token_ids are {str(tokens)[:80]}")
+    tokens = _checked_tokens(choice, vocabulary)
     stopped = tokens[-1] in sampling.stop_ids
     if len(tokens) > length or (len(tokens) < length and not stopped):
         raise ValueError(f"{len(tokens)} tokens instead of {length}, finish_reason {choice['finish_reason']}")
     return tokens, stopped
+
+
+def _checked_tokens(choice: JsonObject, vocabulary: float) -> list[int]:
+    tokens: list[int] = choice["token_ids"]
+    if not tokens or not all(type(token) is int and 0 <= token < vocabulary for token in tokens):
+        raise ValueError(f"token_ids are {str(tokens)[:80]}")
+    return tokens
+
+
+def streamed_row(event: JsonObject, sampling: Sampling, vocabulary: float) -> Row | None:
+    """What an event of a streamed row adds to it; None: nothing. Errors as of ``rows_of``."""
+    if not event["choices"] or not event["choices"][0]["token_ids"]:
+        return None
+    (choice,) = event["choices"]
+    tokens = _checked_tokens(choice, vocabulary)
+    return _row(choice, tokens, tokens[-1] in sampling.stop_ids, sampling)
 
 
 def _row(choice: JsonObject, tokens: list[int], stopped: bool, sampling: Sampling) -> Row:

@@ -6,8 +6,9 @@ import hashlib
 import json
 import random
 import threading
+import time
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import MappingProxyType
@@ -52,7 +53,8 @@ class FakeEndpoint:
     of the truth. It sets in after so many requests, for so many. ``bodies``: of the requests so far. ``generates``:
     whether it has the route that reports log-probabilities of chosen tokens; each is -20 less its place in the list.
     ``respond``: from a request's body to a status or an answer, in place of ``mode``. ``adapter_requests``: routes and
-    names. ``generate_errors``: what the route of ``generates`` answers first, with status 404."""
+    names. ``generate_errors``: what the route of ``generates`` answers first, with status 404. ``cut``: events after
+    which a stream breaks off. ``events``: sent in streams so far."""
 
     def __init__(self, *, model: str = "bytes", ids: bool = True, generates: bool = False, loads: bool = True) -> None:
         self.model, self.ids, self.generates, self.loads = model, ids, generates, loads
@@ -65,6 +67,8 @@ class FakeEndpoint:
         self.adapter_requests: list[tuple[str, str]] = []
         self.keys: list[str | None] = []
         self.released = threading.Event()
+        self.cut: int | None = None
+        self.events, self.seconds_per_event = 0, 0.0
         handler = type("Handler", (_Handler,), {"fake": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
@@ -166,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif body["n"] > 1 and body["temperature"] == 0:
             self._answer(400, {"error": {"message": f"n must be 1 when using greedy sampling, got {body['n']}."}})
         elif mode == "ok":
-            self._answer(200, fake.complete(body))
+            self._stream(fake.complete(body)) if body.get("stream") else self._answer(200, fake.complete(body))
         elif mode == "drop":
             self.close_connection = True
         elif mode == "garbled":
@@ -177,6 +181,24 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(mode, {"error": {"message": "told to"}})
         else:
             self._answer(200, mode(fake.complete(body)) if callable(mode) else mode)
+
+    def _stream(self, answer: dict[str, Any]) -> None:
+        """The one row of the answer, a token an event, then the usage."""
+        (choice,) = answer["choices"]
+        events = [
+            {"choices": [choice | {"token_ids": [token], "logprobs": {"token_logprobs": [logprob]}}]}
+            for token, logprob in zip(choice["token_ids"], choice["logprobs"]["token_logprobs"], strict=True)
+        ]
+        self.send_response(200)
+        self.end_headers()
+        self.close_connection = True
+        with suppress(ConnectionError):  # who hears enough leaves
+            for event in [*events, {"choices": [], "usage": answer["usage"]}][: self.fake.cut]:
+                self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+                self.fake.events += 1
+                time.sleep(self.fake.seconds_per_event)
+            if self.fake.cut is None:
+                self.wfile.write(b"data: [DONE]\n\n")
 
     def _mode(self) -> Any:
         """ "ok" before and after the requests that are to fail."""
