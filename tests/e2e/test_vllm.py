@@ -79,6 +79,18 @@ def test_equal_seeds_draw_the_same(engine, prompt):
     assert [final.tokens for final in one.finals] != [final.tokens for final in other.finals]
 
 
+def test_a_row_drawn_token_by_token_is_one_request_and_the_row_drawn_at_once(engine, prompt):
+    def drawn(params: SearchParams) -> tuple[list[int], list[float], int]:
+        before = engine.health().replicas[0]["requests"]
+        (final,) = asyncio.run(search(engine, prompt, 4, params=params)).finals
+        return final.tokens, final.logprobs, engine.health().replicas[0]["requests"] - before
+
+    tokens, logprobs, _ = drawn(SearchParams())
+    tokens_in_parts, logprobs_in_parts, num_requests = drawn(SearchParams(chunk_length=1))
+    assert tokens_in_parts == tokens and num_requests == 1
+    assert logprobs_in_parts == pytest.approx(logprobs, abs=2e-3)
+
+
 def test_a_prefix_is_read_once_but_not_by_another_tenant(engine, prompt):
     def cached(salt: str) -> int:
         before = engine.health().replicas[0]["cached_tokens"]
