@@ -64,6 +64,7 @@ async def measure(tokens: int, repeats: int) -> JsonObject:
                         "clients": count,
                         "whole": [whole for (whole, _), _ in rounds],
                         "streamed": [streamed for _, (streamed, _) in rounds],
+                        "ratios": [streamed / whole for (whole, _), (streamed, _) in rounds],
                         "events_per_token": statistics.mean(events for _, (_, events) in rounds),
                     }
                 )
@@ -74,9 +75,8 @@ def speeds(content: JsonObject) -> str:
     """Medians of tokens a second, and of each pair's ratio, with its least and most."""
     rows = []
     for row in content["rows"]:
-        ratios = [streamed / whole for whole, streamed in zip(row["whole"], row["streamed"], strict=True)]
         rates = [f"{statistics.median(row[name]):.0f}" for name in ("whole", "streamed")]
-        ratio = f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}"
+        ratio = f"{statistics.median(row['ratios']):.2f}", f"{min(row['ratios']):.2f} to {max(row['ratios']):.2f}"
         rows.append([str(row["clients"]), *rates, *ratio, f"{row['events_per_token']:.2f}"])
     rate_names = [f"tokens a second, {name}" for name in ("whole", "streamed")]
     return table(["clients", *rate_names, "streamed / whole", "repeats", "events of text a token"], rows)
