@@ -180,8 +180,8 @@ class Replicas:
                         event = json.loads(line.removeprefix("data: "))
                         take(event)
                         replica.count(event.get("usage") or {})
-        except httpx.HTTPError as error:
-            raise ReplicaFailure(f"{replica.url} broke off a stream ({type(error).__name__}: {error})") from error
+        except httpx.HTTPError as error:  # whose text may quote the key
+            raise ReplicaFailure(f"{replica.url} broke off a stream ({type(error).__name__})") from None
         except NONSENSE as error:
             raise ReplicaFailure(f"{replica.url} streams what makes no sense: {error!r}") from error
 

@@ -258,7 +258,8 @@ class VLLMSession(RemoteSession[list[int]]):
         does not hold them to one, and a single row of which more is asked for from a stream. SchemaViolated where an
         answer does not fit the sampling's schema."""
         if (more or self._stream or self._ahead.tokens) and len(parents) * num_successors == 1:
-            return [await (self._draw_ahead if self.reserved else self._draw_streamed)(length, more)]
+            is_ahead = self.reserved or self._ahead.tokens
+            return [await (self._draw_ahead if is_ahead else self._draw_streamed)(length, more)]
         if self.sampling.schema is not None:
             rows = await super()._draw(parents, num_successors, length)
             await asyncio.to_thread(self._check_schema, rows)
@@ -285,7 +286,8 @@ class VLLMSession(RemoteSession[list[int]]):
         return self.steered if self.steered and self.steered.reads_words and not self.sampling.remembers else None
 
     async def _draw_streamed(self, length: int, more: int) -> Row:
-        """The next tokens of the session's one row. What a stream fails to bring is asked for as any other chunk."""
+        """The next tokens of the session's one row. Some of what a stream fails to bring are asked for as any other
+        chunk; the next ones from a new stream."""
         row = Row([], [], False)
         while (missing := length - len(row.tokens)) and not row.stopped:
             stream = self._stream = self._stream or self._begin_stream(missing + more)
@@ -294,18 +296,17 @@ class VLLMSession(RemoteSession[list[int]]):
             except ReplicaFailure as failure:
                 log.warning("%s", failure)
                 self._stream = None
-                (part,) = await self._draw([0], 1, missing)
-            else:
-                self.prefixes = [self.prefixes[0] + part.tokens]
-                self.follow([0], [part.tokens])
-                if part.stopped or not stream.left:
-                    await stream.end()
-                    self.replica, self._stream = stream.replica, None
+                return row.continued(await self._draw_ahead(missing, more))
+            self.prefixes = [self.prefixes[0] + part.tokens]
+            self.follow([0], [part.tokens])
+            if part.stopped or not stream.left:
+                await stream.end()
+                self.replica, self._stream = stream.replica, None
             row = row.continued(part)
         return row
 
     async def _draw_ahead(self, length: int, more: int) -> Row:
-        """The next tokens of the session's one row, on a route that streams nothing."""
+        """The next tokens of the session's one row, where nothing streams: of requests for several parts."""
         row = self._ahead
         while (drawn := len(row.tokens)) < length and not row.stopped:
             (part,) = await super()._draw([0], 1, min(length + more - drawn, WORDS_CHUNK))

@@ -11,6 +11,8 @@ from iro_server.engines.remote import Row
 from iro_server.engines.replica import Replica, ReplicaFailure
 from iro_server.engines.replicas import Replicas
 
+LINGER = 5.0  # seconds
+
 
 class RowStream:
     """Up to ``length`` tokens of a row. Use it from the event loop of ``replicas``.
@@ -31,16 +33,17 @@ class RowStream:
         self.replica = prefer
         self._read = read
         self._drawn = Row([], [], False)  # and not taken
-        self._events: asyncio.Queue[Row | ReplicaFailure] = asyncio.Queue()
+        self._events: asyncio.Queue[Row | Exception] = asyncio.Queue()
         self._task = asyncio.create_task(self._draw(replicas, body, prefer, adapter))
 
     async def _draw(
         self, replicas: Replicas, body: JsonObject, prefer: Replica | None, adapter: Adapter | None
     ) -> None:
+        failure: Exception
         try:
             self.replica = await replicas.stream(body, self._add, prefer, adapter)
             failure = ReplicaFailure(f"{self.replica.url} ended a row early")
-        except ReplicaFailure as error:
+        except Exception as error:
             failure = error
         self._events.put_nowait(failure)
 
@@ -53,7 +56,7 @@ class RowStream:
         drawn = self._drawn
         while len(drawn.tokens) < length and not drawn.stopped:
             event = await self._events.get()
-            if isinstance(event, ReplicaFailure):
+            if isinstance(event, Exception):
                 raise event
             drawn = drawn.continued(event)
         self.left -= length
@@ -61,8 +64,8 @@ class RowStream:
         return row
 
     async def end(self) -> None:
-        """Once all is taken: with what the server says after the last token."""
-        await asyncio.wait([self._task])
+        """Once all is taken: with what the server says after the last token, unless it is silent."""
+        await asyncio.wait([self._task], timeout=LINGER)
 
     def close(self) -> None:
         """The server draws no more."""
