@@ -69,7 +69,7 @@ async def guided_search(
     Args:
         params: W, K, L and the selection rule. ``betas`` are the scorer's concern.
         sampling: of the frozen model's tokens; ``stop_ids`` end a row. Temperature 0 draws a single row. Where the next
-            token depends on the earlier ones and the engine does not resume, the search is a single round.
+            token depends on the earlier ones and the engine does not resume, a search of several rows is one round.
         scorer: value functions; without them every value is 0 and the first rows are kept.
         steering: tilts what is drawn. Rules that resample correct for it: their finals are draws from
             pi_base * exp(sum V/beta) still, where neither top-p nor top-k cuts q: log-ratios are those of the whole q.
@@ -99,17 +99,16 @@ async def guided_search(
         raise ValueError(f"{engine.info.name} reports numbers of the output head's state, and no state to keep")
     with observer.stage("prefill"):
         session: Session = await engine.open(prompt_ids, sampling, layers, steering, head_rows)
-    resumes = engine.info.resumes or not sampling.remembers
+    drawn = params.drawn_by(sampling)
+    chunk_length, part_length = _lengths(drawn, engine.info.resumes or not sampling.remembers)
     if stops:
-        session = StoppingSession(session, stops, STOP_TOKENS if resumes else None)
+        session = StoppingSession(session, stops, part_length)
     try:
         values = scorer.start(prompt_ids) if scorer else None
-        drawn = params.drawn_by(sampling)
         shares = attribution.start_tokens() if attribution else None
         search = _Search(session, values, shares, drawn, sampling.seed, keep_hidden, observer, knows_drift)
         agreed = SampledTokens()
         remaining_tokens = max_tokens
-        chunk_length = params.chunk_length if resumes else None
         while remaining_tokens and search.live:
             length = min(chunk_length or remaining_tokens, remaining_tokens)
             remaining_tokens -= length
@@ -120,6 +119,18 @@ async def guided_search(
     finally:
         session.close()
     return search.result()
+
+
+def _lengths(drawn: SearchParams, resumes: bool) -> tuple[int | None, int | None]:
+    """Tokens of a round, and those between looks for strings that end rows; None: all that remain.
+
+    Where rows do not resume, several are drawn whole. A single one is a stream, whose parts are equally long.
+    """
+    if resumes:
+        return drawn.chunk_length, STOP_TOKENS
+    if drawn.rows > 1:
+        return None, None
+    return drawn.chunk_length and min(drawn.chunk_length, STOP_TOKENS), STOP_TOKENS
 
 
 def _as_reported(

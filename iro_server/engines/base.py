@@ -90,8 +90,8 @@ class ModelInfo:
     ``logprobs``: whether it reports log-probabilities; else they are 0. ``steers``: the parts of a
     tilt that it applies. ``drift``: whether it reports how far a tilt has moved a row.
     ``adjusts``: whether it takes a schema, biases and penalties, which it may do only where a completion is a single
-    chunk (``resumes`` False). ``part_tokens``: of a row, which a stream shows at once; several where each chunk is a
-    request.
+    chunk, or a single row (``resumes`` False). ``part_tokens``: of a row, which a stream shows at once; several where
+    each chunk is a request.
     """
 
     name: str

@@ -58,18 +58,10 @@ class Grammars:
                 self._compiled[schema] = matcher
         return matcher.deep_copy()
 
-    def misfit(self, schema: str, tokens: Sequence[int]) -> str | None:
-        """Why the tokens of an answer, which end with an end token where it is whole, do not fit ``schema``; None where
-        they do. JSON's white space may have any length. Blocks as ``start``."""
-        vocabulary = self.prepare()
-        matcher = LLMatcher(vocabulary, _grammar(schema, ANY_WHITESPACE), log_level=0)
-        is_whole = tokens[-1] in self._eos_ids
-        for token in tokens[:-1] if is_whole else tokens:
-            if token >= vocabulary.vocab_size:
-                return f"it has the unused token {token}"
-            if not matcher.consume_token(token):
-                return matcher.get_error().partition("\n")[0]
-        return "it ends too early" if is_whole and not matcher.is_accepting() else None
+    def fit(self, schema: str) -> SchemaFit:
+        """Of one answer, whose JSON may have white space of any length. Blocks and raises as ``start``."""
+        matcher = LLMatcher(self.prepare(), _grammar(schema, ANY_WHITESPACE), log_level=0)
+        return SchemaFit(matcher, self.prepare().vocab_size, self._eos_ids)
 
     def along(self, schema: str, tokens: Sequence[int], vocabulary: int) -> torch.Tensor:
         """What each token of an answer that is held to ``schema`` was drawn from: bool [T, vocabulary]. Blocks and
@@ -107,6 +99,23 @@ class Grammars:
 def grammars_of(tokenizer: PreTrainedTokenizerBase, eos_ids: tuple[int, ...]) -> Grammars:
     """The grammars that all sessions of a tokenizer share."""
     return Grammars(tokenizer, eos_ids)
+
+
+class SchemaFit:
+    """Whether an answer that grows fits a schema."""
+
+    def __init__(self, matcher: LLMatcher, vocabulary: int, eos_ids: Sequence[int]) -> None:
+        self._matcher, self._vocabulary, self._eos_ids = matcher, vocabulary, eos_ids
+
+    def misfit(self, tokens: Sequence[int]) -> str | None:
+        """Why its next tokens, which end with an end token where it is whole, do not fit; None where they do."""
+        is_whole = bool(tokens) and tokens[-1] in self._eos_ids
+        for token in tokens[:-1] if is_whole else tokens:
+            if token >= self._vocabulary:
+                return f"it has the unused token {token}"
+            if not self._matcher.consume_token(token):
+                return self._matcher.get_error().partition("\n")[0]
+        return "it ends too early" if is_whole and not self._matcher.is_accepting() else None
 
 
 class GrammarRows:

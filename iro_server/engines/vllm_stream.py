@@ -15,7 +15,7 @@ LINGER = 5.0  # seconds
 
 
 class RowStream:
-    """Up to ``length`` tokens of a row. Use it from the event loop of ``replicas``.
+    """Up to ``length`` tokens of a row, which ``body`` asks for. Use it from the event loop of ``replicas``.
 
     ``read``: what an event adds to the row; None: nothing. ``replica``: that draws it, once it has begun.
     """
@@ -29,7 +29,8 @@ class RowStream:
         prefer: Replica | None,
         adapter: Adapter | None,
     ) -> None:
-        self.left = length
+        self.body, self.length = body, length
+        self.left = length  # that are not taken
         self.replica = prefer
         self._read = read
         self._drawn = Row([], [], False)  # and not taken

@@ -72,6 +72,24 @@ def test_answers_fit_keywords_that_vllms_default_backend_ignores(engine, schema)
         assert final.finish_reason == "stop" and "  " not in text and "\n" not in text
 
 
+@pytest.mark.parametrize("options", [{"schema": '{"type": "object"}'}, {"frequency_penalty": 1.5}])
+def test_a_single_row_with_a_schema_or_penalties_streams_as_it_is_drawn_at_once(engine, prompt, options):
+    sampling = Sampling(seed=4, stop_ids=engine.info.eos_ids, **options)
+
+    def drawn(params: SearchParams) -> tuple[list[int], list[int], int]:
+        before, lengths = engine.health().replicas[0]["requests"], []
+        work = guided_search(
+            engine, prompt, params, sampling, 24, on_agreed=lambda agreed: lengths.append(len(agreed.tokens))
+        )
+        (final,) = asyncio.run(work).finals
+        return final.tokens, lengths, engine.health().replicas[0]["requests"] - before
+
+    tokens, _, _ = drawn(SearchParams())
+    in_parts, lengths, num_requests = drawn(SearchParams(chunk_length=1))
+    assert in_parts == tokens and num_requests == 1
+    assert lengths == [*range(1, len(tokens) + 1)]
+
+
 @pytest.mark.slow(11)
 def test_equal_seeds_draw_the_same(engine, prompt):
     one, same, other = [asyncio.run(search(engine, prompt, seed)) for seed in (5, 5, 6)]

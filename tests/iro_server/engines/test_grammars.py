@@ -253,10 +253,10 @@ def test_a_whole_answer_is_checked_against_its_schema_whatever_its_white_space(t
     grammars = Grammars(tokenizer, [256])
     letters = {"type": "string", "pattern": "^[a-z]+$", "maxLength": 3}
     schema = {"type": "object", "properties": {"a": letters}, "required": ["a"], "additionalProperties": False}
-    reason = grammars.misfit(json.dumps(schema), [*tokenizer(text)["input_ids"], 256])
+    reason = grammars.fit(json.dumps(schema)).misfit([*tokenizer(text)["input_ids"], 256])
     assert reason is None if misfit is None else misfit in str(reason)
-    assert grammars.misfit(json.dumps(schema), tokenizer('{"a": "ab')["input_ids"]) is None  # cut
-    assert "unused" in str(grammars.misfit(json.dumps(schema), [10**6, 256]))
+    assert grammars.fit(json.dumps(schema)).misfit(tokenizer('{"a": "ab')["input_ids"]) is None  # cut
+    assert "unused" in str(grammars.fit(json.dumps(schema)).misfit([10**6, 256]))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iro_server.decoding.base import SearchParams
+from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling, Session, Steering
+from iro_server.engines.endpoints import EngineUnavailable, SchemaViolated
 from iro_server.engines.remote import Row, derive
 from iro_server.engines.vllm_steering import WORDS_CHUNK
 from tests.iro_server.engines.fake_endpoint import END, FakeEndpoint, tokens_of
@@ -132,3 +135,80 @@ async def test_a_tilt_that_reads_words_is_set_anew_while_its_row_streams(served,
         await draw(session, LENGTH, part)
         biases.append([(body["max_tokens"], body["seed"], body["logit_bias"]) for body in fake.bodies])
     assert biases[0] == biases[1] and len(biases[0]) > 1 and biases[0][0][0] == WORDS_CHUNK
+
+
+PENALTIES = replace(SAMPLING, presence_penalty=0.5)
+LETTERS = replace(SAMPLING, schema=r'{"type": "string", "pattern": "^[a-z]*$"}')
+
+
+class PairStops:
+    """A row ends at two equal tokens that follow each other."""
+
+    num_context_tokens = 1
+
+    def first_stop(self, context: Sequence[int], tokens: Sequence[int]) -> int | None:
+        row = [*context, *tokens]
+        ends = (place + 1 - len(context) for place in range(1, len(row)) if row[place] == row[place - 1])
+        return next(ends, None)
+
+
+@pytest.mark.parametrize("stops", [None, PairStops()])
+@pytest.mark.parametrize("chunk_length", [None, 1, 5, 13])
+async def test_a_single_row_with_penalties_streams_in_one_request(served, chunk_length: int | None, stops) -> None:
+    fake = FakeEndpoint()
+    engine = served(fake)
+    expected = await draw(await engine.open(PROMPT, PENALTIES), LENGTH, LENGTH)
+    if stops:
+        expected = expected[: stops.first_stop([], expected)]
+    fake.bodies.clear()
+    parts: list[int] = []
+    params = SearchParams(beam_width=1, num_successors=1, chunk_length=chunk_length)
+    result = await guided_search(
+        engine,
+        PROMPT,
+        params,
+        PENALTIES,
+        LENGTH,
+        stops=stops,
+        on_agreed=lambda agreed: parts.append(len(agreed.tokens)),
+    )
+    assert result.finals[0].tokens == expected
+    (body,) = fake.bodies
+    assert (body["max_tokens"], body["presence_penalty"]) == (LENGTH, 0.5)
+    if chunk_length:
+        length = min(chunk_length, WORDS_CHUNK)
+        assert parts == [min(end, len(expected)) for end in range(length, len(expected) + length, length)]
+
+
+@pytest.mark.parametrize("seed", [SEED, None])
+@pytest.mark.parametrize("cut", [0, 1, 6])
+async def test_a_stream_that_no_request_continues_is_drawn_again_as_a_whole(served, cut: int, seed: int | None) -> None:
+    fake = FakeEndpoint()
+    engine = served(fake)
+    fake.cut = cut
+    session = await engine.open(PROMPT, replace(PENALTIES, seed=seed))
+    tokens = await draw(session, LENGTH, 2)
+    streamed, whole = fake.bodies
+    assert streamed == whole | {"stream": True, "stream_options": {"include_usage": True}}
+    assert tokens == tokens_of(PROMPT, whole["seed"], LENGTH)
+    assert session.prefixes == [PROMPT + tokens] and not engine.replicas.all[0].rows
+
+
+async def test_a_broken_stream_whose_row_another_draw_does_not_repeat_fails(served) -> None:
+    fake = FakeEndpoint()
+    engine = served(fake)
+    fake.cut = 6
+    session = await engine.open(PROMPT, PENALTIES)
+    await session.extend([0], 1, 2, LENGTH - 2)
+    fake.respond = lambda body: fake.complete(body | {"seed": body["seed"] + 1})
+    with pytest.raises(EngineUnavailable, match="penalties or a format"):
+        for _ in range(3):
+            await session.extend([0], 1, 2, LENGTH)
+
+
+@pytest.mark.parametrize("part", [1, 4, LENGTH])
+async def test_the_whole_of_a_streamed_row_has_to_fit_its_schema(served, part: int) -> None:
+    """The endpoint holds no row to one."""
+    engine = served(FakeEndpoint())
+    with pytest.raises(SchemaViolated, match="does not fit"):
+        await draw(await engine.open(PROMPT, LETTERS), LENGTH, part)
