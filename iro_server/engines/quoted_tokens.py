@@ -17,6 +17,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from iro_server import JsonObject
+from iro_server.engines.continued_text import continued_ids
 
 MARKS = [*map(chr, range(0xE000, 0xF900))]  # characters for private use, which no tokenizer gives a meaning
 
@@ -50,24 +51,23 @@ class QuotedTokens:
         shown = None if tools is None else [replaced(tool, self._marked) for tool in tools]
         text = self.tokenizer.apply_chat_template(marked, tools=shown, add_generation_prompt=True, tokenize=False)
         parts = re.split(f"{self.mark}([0-9]+){self.mark}", str(text))
-        ids = [self._ids(part) if i % 2 == 0 else self._spelled(part) for i, part in enumerate(parts)]
-        return [id for part in ids for id in part]
+        ids = list(self.tokenizer(parts[0], add_special_tokens=False)["input_ids"])
+        for number, part in zip(parts[1::2], parts[2::2], strict=True):
+            ids += [*self._spelled(number), *continued_ids(self.tokenizer, part)]
+        return ids
 
     def _marked(self, text: str) -> str:
         return _pattern(self.tokenizer).sub(lambda match: f"{self.mark}{self.numbers[match[0]]}{self.mark}", text)
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _spelled(self, number: str) -> list[int]:
         return self.spellings[self.tokens[int(number)]]
 
 
 def literal_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text in which a special token's spelling is text too."""
+    """Token ids of a text, which goes on from another one, in which a special token's spelling is text too."""
     spellings = _spellings(tokenizer)
     parts = re.split(f"({_pattern(tokenizer).pattern})", text)
-    plain = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts[::2]]
+    plain = [continued_ids(tokenizer, part) for part in parts[::2]]
     special = [spellings[part] for part in parts[1::2]]
     return [id for ids in chain.from_iterable(zip_longest(plain, special, fillvalue=[])) for id in ids]
 
@@ -115,7 +115,7 @@ def _spellings(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
     plain, special = copy.deepcopy(tokenizer), _special_ids(tokenizer)
 
     def ids(text: str) -> list[int]:
-        return list(plain(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        return continued_ids(plain, text, split_special_tokens=True)
 
     def spelled(token: str) -> list[int]:
         token_ids = ids(token)  # a vocabulary of pieces may have the token as a piece too
