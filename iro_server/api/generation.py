@@ -127,7 +127,7 @@ async def _search(
     params = request.params
     if params.rows == 1 and params.chunk_length is None:
         looks_up = request.detokenizer.stops or request.attribution  # whose hidden states are dropped then
-        length = request.model.engine.info.part_tokens if on_agreed else STOP_TOKENS if looks_up else None
+        length = 1 if on_agreed else STOP_TOKENS if looks_up else None
         params = params.model_copy(update={"chunk_length": length})
     return await guided_search(
         request.model.engine,

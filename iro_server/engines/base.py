@@ -90,8 +90,7 @@ class ModelInfo:
     ``logprobs``: whether it reports log-probabilities; else they are 0. ``steers``: the parts of a
     tilt that it applies. ``drift``: whether it reports how far a tilt has moved a row.
     ``adjusts``: whether it takes a schema, biases and penalties, which it may do only where a completion is a single
-    chunk, or a single row (``resumes`` False). ``part_tokens``: of a row, which a stream shows at once; several where
-    each chunk is a request.
+    chunk, or a single row (``resumes`` False).
     """
 
     name: str
@@ -108,7 +107,6 @@ class ModelInfo:
     drift: bool = True
     adjusts: bool = True
     resumes: bool = True
-    part_tokens: int = 1
 
     def lacks(self, layers: Iterable[int]) -> bool:
         """Whether its engine cannot report all of these layers, or what linear value functions read of them."""

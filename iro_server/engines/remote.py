@@ -34,7 +34,6 @@ from value_heads.threads import share_cores_with_engine
 Result = TypeVar("Result")
 Prefix = TypeVar("Prefix", str, list[int])
 START = 1200.0  # seconds that an engine which starts beside this process may take
-STREAM_TOKENS = 4  # a request for each token would take a stream much longer
 NOTICE = 3.0  # seconds of waiting for it, after which the log says so
 log = logging.getLogger("iro.engine")
 
@@ -104,8 +103,7 @@ class RemoteEngine:
         share_cores_with_engine()
         self.tokenizer = load_tokenizer(Path(model_dir))
         info = describe(Path(model_dir), name, self.tokenizer)
-        lacking = replace(info, hidden=False, steers=frozenset(), drift=False, resumes=False)
-        self._info = replace(lacking, part_tokens=STREAM_TOKENS)
+        self._info = replace(info, hidden=False, steers=frozenset(), drift=False, resumes=False)
         self.embedding = Embedding(Path(model_dir))
         timing = Timing(endpoints.timeout, endpoints.patience, self.probe_every, self.silence)
         self.replicas = Replicas(endpoints.urls, endpoints.key, timing, self.probe_url, self._check_late)

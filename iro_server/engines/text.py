@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -10,11 +11,16 @@ from typing import TYPE_CHECKING, ClassVar
 from iro_server import JsonObject
 from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.quoted_tokens import literal_ids
-from iro_server.engines.remote import RemoteEngine, RemoteSession, Row
+from iro_server.engines.remote import RemoteEngine, Row
+from iro_server.engines.replica import ReplicaFailure
+from iro_server.engines.row_stream import RowStream
+from iro_server.engines.streaming_session import StreamingSession
 
 if TYPE_CHECKING:
     import torch
 
+
+log = logging.getLogger(__name__)
 
 BROKEN_OFF = ("abort", "error", None)  # by a server that ends, or drops the request
 MORE_TOKENS = 4  # of a request that follows an empty text: the most that a character's bytes may take
@@ -65,8 +71,46 @@ class TextEngine(RemoteEngine):
         return TextSession(self, text, sampling, layers)
 
 
-class TextSession(RemoteSession[str]):
-    """A session of the text engine; see ``Session``. Rows that have not stopped may differ in length."""
+class TextSession(StreamingSession[str]):
+    """A session of the text engine; see ``Session``. Rows that have not stopped may differ in length. Of a single row
+    that is asked for in parts, the last one is all that is left."""
+
+    _is_cut = False  # what streamed has ended, for its length
+
+    async def _draw(self, parents: Sequence[int], num_successors: int, length: int, more: int = 0) -> list[Row]:
+        if len(parents) * num_successors > 1:
+            return await super()._draw(parents, num_successors, length)
+        if self._ahead.tokens:
+            return [await self._draw_ahead(length, more)]
+        if self._stream is None and more and not self._is_cut:
+            self._stream = self._begin_stream(length + more)
+        if self._stream is not None:
+            return [await self._draw_streamed(self._stream, length, more)]
+        return [Row([], [], False)] if self._is_cut else await super()._draw(parents, num_successors, length)
+
+    async def _draw_streamed(self, stream: RowStream, length: int, more: int) -> Row:
+        try:
+            row = await stream.take(length if more else None)
+        except ReplicaFailure as failure:
+            log.warning("%s", failure)
+            self._stream, self._ahead = None, stream.rest
+            return await self._draw_ahead(length, more)
+        if not row.stopped:
+            return row
+        await self._end_stream(stream)
+        return replace(row, stopped=not self._is_cut)
+
+    def read_event(self, event: JsonObject) -> Row | None:
+        if not event["choices"]:
+            return None
+        (choice,) = event["choices"]
+        text, reason = choice["text"], choice.get("finish_reason")
+        if not isinstance(text, str) or reason in ("abort", "error"):
+            raise ValueError(f"a part of a row is {str(text)[:80]!r}, its finish_reason {reason}")
+        self.prefixes = [self.prefixes[0] + text]
+        self._is_cut = reason == "length"
+        row = self._row(text, stopped=reason not in (None, "length"))
+        return replace(row, stopped=reason is not None) if text or reason else None
 
     def request(self, parent: int, count: int, length: int, seed: int) -> JsonObject:
         return request(

@@ -58,7 +58,7 @@ class VLLMEngine(RemoteEngine):
         self._groups: TokenGroups | None = None
         self._preparing = threading.Lock()
         super().__init__(model_dir, endpoints, name)
-        self._info = replace(self._info, steers=ADAPTED_PARTS if self.neutral else BIASED_PARTS, part_tokens=1)
+        self._info = replace(self._info, steers=ADAPTED_PARTS if self.neutral else BIASED_PARTS)
 
     def _dispose(self, adapter: Adapter) -> None:
         """Unload an adapter that no session or variant of a tilt holds, then remove its folder."""
@@ -141,7 +141,7 @@ class VLLMEngine(RemoteEngine):
         """As ``Engine.open``. ValueError for layers past 0: vLLM reports no hidden states but numbers of HEAD_STATE."""
         self.check(prompt_ids, sampling, layers, steering)
         self._check_head_rows(sampling, layers, head_rows)
-        session = VLLMSession(self, list(prompt_ids), sampling, layers)
+        session = VLLMSession(self, self.vocabulary, list(prompt_ids), sampling, layers)
         session.adapter = self.neutral
         if steering is not None or head_rows is not None:
             await asyncio.to_thread(self._prepare, session, steering, head_rows)

@@ -7,7 +7,6 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 from weakref import finalize
 
 from iro_server import JsonObject
@@ -16,34 +15,31 @@ from iro_server.engines.adapter_holds import Adapter, AdapterHolds
 from iro_server.engines.base import Sampling
 from iro_server.engines.endpoints import EngineUnavailable, SchemaViolated
 from iro_server.engines.grammars import SchemaFit, grammars_of
-from iro_server.engines.remote import RemoteSession, Row, derive
+from iro_server.engines.remote import RemoteEngine, Row
 from iro_server.engines.replica import ReplicaFailure
+from iro_server.engines.row_stream import RowStream
+from iro_server.engines.streaming_session import AHEAD_TOKENS, StreamingSession
 from iro_server.engines.vllm_protocol import generate_request, generated_rows, request, rows_of, streamed_row
 from iro_server.engines.vllm_server import SCHEMA_FLAGS
 from iro_server.engines.vllm_steering import WORDS_CHUNK, SteeredPrompt
-from iro_server.engines.vllm_stream import RowStream
 from value_heads.reserved_tokens import ReservedTokens
-
-if TYPE_CHECKING:
-    from iro_server.engines.vllm import VLLMEngine
 
 log = logging.getLogger(__name__)
 
 
-class VLLMSession(RemoteSession[list[int]]):
+class VLLMSession(StreamingSession[list[int]]):
     """A session of the vLLM engine; see ``Session``."""
 
     steered: SteeredPrompt | None = None
     reserved: ReservedTokens | None = None
     _release: finalize[..., VLLMSession] | None = None
-    _stream: RowStream | None = None
-    _ahead = Row([], [], False)  # drawn, and not asked for yet
     _fit: SchemaFit | None = None  # of a row that streams
-    engine: VLLMEngine
 
-    def __init__(self, engine: VLLMEngine, prompt: list[int], sampling: Sampling, layers: Sequence[int]) -> None:
+    def __init__(
+        self, engine: RemoteEngine, vocabulary: int, prompt: list[int], sampling: Sampling, layers: Sequence[int]
+    ) -> None:
         super().__init__(engine, prompt, sampling, layers)
-        self._prompt_length = len(prompt)
+        self._vocabulary, self._prompt_length = vocabulary, len(prompt)
 
     def hold(self, adapter: Adapter, holds: AdapterHolds) -> None:
         """Name the adapter in requests, and keep it on disk until the session is closed."""
@@ -53,14 +49,13 @@ class VLLMSession(RemoteSession[list[int]]):
 
     def close(self) -> None:
         super().close()
-        self.engine.call(self._close_stream)
         if self._release is not None:
             self._release()
 
     def request(self, parent: int, count: int, length: int, seed: int) -> JsonObject:
         model = self.adapter.name if self.adapter else self.engine.model
-        seed_asked_for = None if self.sampling.seed is None else seed
-        body = request(model, self.prefixes[parent], count, length, self.sampling, seed_asked_for)
+        is_repeatable = self.sampling.seed is not None or (self.sampling.remembers and count == 1)  # see _draw_again
+        body = request(model, self.prefixes[parent], count, length, self.sampling, seed if is_repeatable else None)
         if self.steered:
             biases = Counter(self.steered.logit_bias(parent))
             biases.update(body.get("logit_bias", {}))
@@ -90,8 +85,10 @@ class VLLMSession(RemoteSession[list[int]]):
         does not hold them to one, and a single row of which more is asked for from a stream. SchemaViolated where an
         answer does not fit the sampling's schema."""
         if (more or self._stream or self._ahead.tokens) and len(parents) * num_successors == 1:
-            is_ahead = self.reserved or self._ahead.tokens
-            row = await (self._draw_ahead if is_ahead else self._draw_streamed)(length, more)
+            if self.reserved or self._ahead.tokens:
+                row = await self._draw_ahead(length, more, length + more if self.sampling.remembers else AHEAD_TOKENS)
+            else:
+                row = await self._draw_streamed(length, more)
             await self._check_schema([row], streams=True)
             return [row]
         if self.sampling.remembers:
@@ -135,13 +132,12 @@ class VLLMSession(RemoteSession[list[int]]):
             except ReplicaFailure as failure:
                 log.warning("%s", failure)
                 self._stream = None
-                again = self.sampling.remembers
-                rest = self._draw_again(stream, missing) if again else self._draw_ahead(missing, more)
+                resumes = not self.sampling.remembers
+                rest = self._draw_ahead(missing, more) if resumes else self._draw_again(stream, missing)
                 return row.continued(await rest)
             self._add(part)
             if part.stopped or not stream.left:
-                await stream.end()
-                self.replica, self._stream = stream.replica, None
+                await self._end_stream(stream)
             row = row.continued(part)
         return row
 
@@ -163,33 +159,13 @@ class VLLMSession(RemoteSession[list[int]]):
         row, self._ahead = rest.split(length)
         return row
 
-    async def _draw_ahead(self, length: int, more: int) -> Row:
-        """The next tokens of the session's one row, where nothing streams: of requests for several parts."""
-        row = self._ahead
-        while (drawn := len(row.tokens)) < length and not row.stopped:
-            missing = length + more - drawn
-            (part,) = await super()._draw([0], 1, missing if self.sampling.remembers else min(missing, WORDS_CHUNK))
-            row = row.continued(part)
-        row, self._ahead = row.split(length)
-        return row
-
-    def _close_stream(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-
     def _begin_stream(self, length: int) -> RowStream:
-        length = min(length, WORDS_CHUNK) if self._steered_by_words else length
-        seed = derive(self.seed, self.round, 0)
-        body = self.request(0, 1, length, seed)
-        if self.sampling.remembers:
-            body["seed"] = seed  # with which the row can be drawn again
-        self.round += 1
-        return RowStream(self.engine.replicas, body, self._read_event, length, self.replica, self.adapter)
+        return super()._begin_stream(min(length, WORDS_CHUNK) if self._steered_by_words else length)
 
-    def _read_event(self, event: JsonObject) -> Row | None:
+    def read_event(self, event: JsonObject) -> Row | None:
         if self.round == 1:
             self._count_cached(event)
-        return streamed_row(event, self.sampling, self.engine.vocabulary)
+        return streamed_row(event, self.sampling, self._vocabulary)
 
     def _count_cached(self, payload: JsonObject) -> None:
         details = (payload.get("usage") or {}).get("prompt_tokens_details") or {}
@@ -217,7 +193,7 @@ class VLLMSession(RemoteSession[list[int]]):
         if not self.round:
             self._count_cached(payload)
         if self.reserved:
-            rows = generated_rows(payload, count, length, self.sampling, self.engine.vocabulary, self.reserved)
+            rows = generated_rows(payload, count, length, self.sampling, self._vocabulary, self.reserved)
         else:
-            rows = rows_of(payload, count, length, self.sampling, self.engine.vocabulary)
+            rows = rows_of(payload, count, length, self.sampling, self._vocabulary)
         return [(row.tokens, row) for row in rows]

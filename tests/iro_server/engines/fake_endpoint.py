@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from textwrap import wrap
 from types import MappingProxyType
 from typing import Any
 
@@ -68,7 +69,7 @@ class FakeEndpoint:
         self.keys: list[str | None] = []
         self.released = threading.Event()
         self.cut: int | None = None
-        self.events, self.seconds_per_event = 0, 0.0
+        self.events, self.seconds_per_event, self.characters_per_event = 0, 0.0, 1
         handler = type("Handler", (_Handler,), {"fake": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
@@ -183,12 +184,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, mode(fake.complete(body)) if callable(mode) else mode)
 
     def _stream(self, answer: dict[str, Any]) -> None:
-        """The one row of the answer, a token an event, then the usage."""
+        """The one row of the answer, a token an event or so many characters, then the usage."""
         (choice,) = answer["choices"]
-        events = [
-            {"choices": [choice | {"token_ids": [token], "logprobs": {"token_logprobs": [logprob]}}]}
-            for token, logprob in zip(choice["token_ids"], choice["logprobs"]["token_logprobs"], strict=True)
-        ]
+        if "token_ids" in choice:
+            logprobs = choice["logprobs"]["token_logprobs"]
+            changes = [
+                {"token_ids": [token], "logprobs": {"token_logprobs": [logprob]}}
+                for token, logprob in zip(choice["token_ids"], logprobs, strict=True)
+            ]
+        else:
+            pieces = wrap(choice["text"], self.fake.characters_per_event)
+            changes: list[dict[str, Any]] = [{"text": piece, "finish_reason": None} for piece in pieces]
+            changes.append({"text": "", "finish_reason": choice["finish_reason"]})
+        events: list[dict[str, Any]] = [{"choices": [choice | change]} for change in changes]
         self.send_response(200)
         self.end_headers()
         self.close_connection = True

@@ -1,4 +1,4 @@
-"""One row of a vLLM server, read while it is drawn: one request, however small the parts that a session asks for."""
+"""One row of a server, read while it is drawn: one request, however small the parts that a session asks for."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RowStream:
         self.left = length  # that are not taken
         self.replica = prefer
         self._read = read
-        self._drawn = Row([], [], False)  # and not taken
+        self.rest = Row([], [], False)  # that came, and is not taken
         self._events: asyncio.Queue[Row | Exception] = asyncio.Queue()
         self._task = asyncio.create_task(self._draw(replicas, body, prefer, adapter))
 
@@ -52,16 +52,18 @@ class RowStream:
         if row := self._read(event):
             self._events.put_nowait(row)
 
-    async def take(self, length: int) -> Row:
-        """The next ``length`` tokens, or those until the row stops. ReplicaFailure where they do not come."""
-        drawn = self._drawn
-        while len(drawn.tokens) < length and not drawn.stopped:
+    async def take(self, length: int | None) -> Row:
+        """The next ``length`` tokens, or those until the row stops (None: all). ReplicaFailure where they do not come,
+        with those that came in ``rest``."""
+        drawn = self.rest
+        while (length is None or len(drawn.tokens) < length) and not drawn.stopped:
             event = await self._events.get()
             if isinstance(event, Exception):
+                self.rest = drawn
                 raise event
             drawn = drawn.continued(event)
-        self.left -= length
-        row, self._drawn = drawn.split(length)
+        row, self.rest = drawn.split(len(drawn.tokens) if length is None else length)
+        self.left -= len(row.tokens)
         return row
 
     async def end(self) -> None:
