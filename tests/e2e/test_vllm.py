@@ -17,6 +17,7 @@ from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from iro_server.engines.endpoints import Endpoints
+from iro_server.engines.text import TextEngine
 from iro_server.engines.vllm import VLLMEngine
 from tests.e2e.conftest import vllm
 from tests.e2e.test_api_server import COUNT_LETTER, MODEL, ROWS, SMALL, say, server, settings  # noqa: F401
@@ -107,6 +108,19 @@ def test_a_row_drawn_token_by_token_is_one_request_and_the_row_drawn_at_once(eng
     tokens_in_parts, logprobs_in_parts, num_requests = drawn(SearchParams(chunk_length=1))
     assert tokens_in_parts == tokens and num_requests == 1
     assert logprobs_in_parts == pytest.approx(logprobs, abs=2e-3)
+
+
+def test_a_row_over_text_alone_streams_as_it_is_drawn_at_once(engine, served, prompt, model_dir):
+    with TextEngine(model_dir, Endpoints((served.url,), kind="text")) as text_engine:
+
+        def drawn(params: SearchParams) -> tuple[list[int], int]:
+            before = text_engine.health().replicas[0]["requests"]
+            (final,) = asyncio.run(search(text_engine, prompt, 4, params=params)).finals
+            return final.tokens, text_engine.health().replicas[0]["requests"] - before
+
+        tokens, _ = drawn(SearchParams())
+        in_parts, num_requests = drawn(SearchParams(chunk_length=1))
+        assert engine.tokenizer.decode(in_parts) == engine.tokenizer.decode(tokens) and num_requests == 1
 
 
 def test_a_prefix_is_read_once_but_not_by_another_tenant(engine, prompt):
