@@ -111,8 +111,7 @@ async def guided_search(
         remaining_tokens = max_tokens
         while remaining_tokens and search.live:
             length = min(chunk_length or remaining_tokens, remaining_tokens)
-            remaining_tokens -= length
-            await search.round(length, remaining_tokens)
+            remaining_tokens = await search.round(length, remaining_tokens - length)
             if on_agreed:
                 agreed = agreed + search.agreed_from(len(agreed.tokens))
                 on_agreed(agreed)
@@ -175,14 +174,17 @@ class _Search:
     def live(self) -> list[Beam]:
         return [beam for beam in self.beams if not beam.finished]
 
-    async def round(self, length: int, remaining_tokens: int) -> None:
-        """Continue the live beams by ``length`` tokens, then let the rule choose from their rows and finished beams."""
+    async def round(self, length: int, remaining_tokens: int) -> int:
+        """Continue the live beams by ``length`` tokens, then let the rule choose from their rows and finished beams.
+        Returns how many tokens remain: fewer than before where the engine brings more of a single row at once."""
         live, rule = self.live, self.params.rule
         successors = self.params.num_successors if self.usage.rounds else self.params.rows  # first the prompt has W*K
         with self.observer.stage("round"):
             parents = [beam.row for beam in live]
             more = remaining_tokens if self.params.rows == 1 else 0
             chunk, scores_R = await self._extend(parents, successors, length, more)
+            if more:
+                remaining_tokens -= min(remaining_tokens, max(0, chunk.tokens_RL.shape[1] - length))
             shares_RL = self.shares.shares(parents, successors, chunk).tolist() if self.shares else None
             rows = self._rows(live, successors, chunk, scores_R, shares_RL)
             pool = [beam for beam in self.beams if beam.finished] + rows
@@ -190,6 +192,7 @@ class _Search:
             choose = rule.finish if last else rule.select
             self.beams = [pool[place] for place in choose(pool, self.params.beam_width, self.generator)]
         self._count(chunk, Round(rows, self.beams, last))
+        return remaining_tokens
 
     async def _extend(
         self, parents: list[int], successors: int, length: int, more: int

@@ -47,9 +47,10 @@ class StoppingSession:
         contexts = [self._contexts[parent] for parent in parents for _ in range(num_successors)]
         while places and remaining_tokens > 0:  # as the engine counts: a part's tokens may be more or fewer
             part_length = min(part_length, remaining_tokens)
-            remaining_tokens -= part_length
-            follows = remaining_tokens or (more if part_length == length else 0)
+            follows = remaining_tokens - part_length or (more if part_length == length else 0)
             part = await self._session.extend(places, successors, part_length, follows)
+            is_single = len(places) * successors == 1
+            remaining_tokens -= max(part_length, part.tokens_RL.shape[1]) if is_single else part_length
             parts.add(self._cut(part, contexts))
             places, successors = parts.live, 1
             contexts = [self._last(contexts[place] + part.tokens_RL[place].tolist()) for place in places]

@@ -157,7 +157,7 @@ class Session(Protocol):
 
         ``parents`` are row indices of the previous chunk (the first call: ``[0]``, the prompt), repeats allowed.
         ``more``: tokens that the caller, of a single row, will ask for next unless it stops, ``length`` at a time: an
-        engine may draw them meanwhile.
+        engine may draw them meanwhile, and return some of them too.
         Returns len(parents) * num_successors rows, parent-major. Ends early once every row has stopped.
         """
         ...

@@ -34,35 +34,34 @@ class RowStream:
         self.replica = prefer
         self._read = read
         self.rest = Row([], [], False)  # that came, and is not taken
-        self._events: asyncio.Queue[Row | Exception] = asyncio.Queue()
+        self._failure: Exception | None = None
+        self._news = asyncio.Event()
         self._task = asyncio.create_task(self._draw(replicas, body, prefer, adapter))
 
     async def _draw(
         self, replicas: Replicas, body: JsonObject, prefer: Replica | None, adapter: Adapter | None
     ) -> None:
-        failure: Exception
         try:
             self.replica = await replicas.stream(body, self._add, prefer, adapter)
-            failure = ReplicaFailure(f"{self.replica.url} ended a row early")
+            self._failure = ReplicaFailure(f"{self.replica.url} ended a row early")
         except Exception as error:
-            failure = error
-        self._events.put_nowait(failure)
+            self._failure = error
+        self._news.set()
 
     def _add(self, event: JsonObject) -> None:
         if row := self._read(event):
-            self._events.put_nowait(row)
+            self.rest = self.rest.continued(row)
+            self._news.set()
 
-    async def take(self, length: int | None) -> Row:
-        """The next ``length`` tokens, or those until the row stops (None: all). ReplicaFailure where they do not come,
-        with those that came in ``rest``."""
-        drawn = self.rest
-        while (length is None or len(drawn.tokens) < length) and not drawn.stopped:
-            event = await self._events.get()
-            if isinstance(event, Exception):
-                self.rest = drawn
-                raise event
-            drawn = drawn.continued(event)
-        row, self.rest = drawn.split(len(drawn.tokens) if length is None else length)
+    async def take(self, least: int, most: int) -> Row:
+        """The next ``least`` tokens, with those up to ``most`` that have come too, or fewer where the row stops.
+        ReplicaFailure where they do not come, with those that came in ``rest``."""
+        while len(self.rest.tokens) < least and not self.rest.stopped:
+            if self._failure:
+                raise self._failure
+            self._news.clear()
+            await self._news.wait()
+        row, self.rest = self.rest.split(most)
         self.left -= len(row.tokens)
         return row
 

@@ -6,31 +6,30 @@ from iro_server import JsonObject
 from iro_server.engines.remote import Prefix, RemoteSession, Row, derive
 from iro_server.engines.row_stream import RowStream
 
-AHEAD_TOKENS = 8  # of a request for the parts of a row that no stream brings
+UNSTREAMED_TOKENS = 8  # of a request for the parts of a row that no stream brings
 
 
 class StreamingSession(RemoteSession[Prefix]):
-    """``_stream``: of the row, while it streams. ``_ahead``: what is drawn of it without one, and not asked for yet."""
+    """``_stream``: of the row, while it streams."""
 
     _stream: RowStream | None = None
-    _ahead = Row([], [], False)
 
     def read_event(self, event: JsonObject) -> Row | None:
         """What an event of the stream adds to the row; None: nothing. Errors as of ``read``."""
         raise NotImplementedError
 
+    def stream_request(self, length: int, seed: int) -> JsonObject:
+        """The body that asks for a stream of ``length`` tokens."""
+        return self.request(0, 1, length, seed)
+
     def _begin_stream(self, length: int) -> RowStream:
-        body = self.request(0, 1, length, derive(self.seed, self.round, 0))
+        body = self.stream_request(length, derive(self.seed, self.round, 0))
         self.round += 1
         return RowStream(self.engine.replicas, body, self.read_event, length, self.replica, self.adapter)
 
-    async def _draw_ahead(self, length: int, more: int, most: int = AHEAD_TOKENS) -> Row:
-        """The next tokens of the row, where nothing streams: of requests for several parts, ``most`` tokens each."""
-        row = self._ahead
-        while (drawn := len(row.tokens)) < length and not row.stopped:
-            (part,) = await super()._draw([0], 1, min(length + more - drawn, most))
-            row = row.continued(part)
-        row, self._ahead = row.split(length if more else len(row.tokens))
+    async def _draw_unstreamed(self, length: int) -> Row:
+        """The next tokens of the row, ``length`` at most, where nothing streams: of a request for several parts."""
+        (row,) = await super()._draw([0], 1, min(length, UNSTREAMED_TOKENS))
         return row
 
     async def _end_stream(self, stream: RowStream) -> None:

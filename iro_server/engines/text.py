@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -80,8 +81,6 @@ class TextSession(StreamingSession[str]):
     async def _draw(self, parents: Sequence[int], num_successors: int, length: int, more: int = 0) -> list[Row]:
         if len(parents) * num_successors > 1:
             return await super()._draw(parents, num_successors, length)
-        if self._ahead.tokens:
-            return [await self._draw_ahead(length, more)]
         if self._stream is None and more and not self._is_cut:
             self._stream = self._begin_stream(length + more)
         if self._stream is not None:
@@ -90,11 +89,12 @@ class TextSession(StreamingSession[str]):
 
     async def _draw_streamed(self, stream: RowStream, length: int, more: int) -> Row:
         try:
-            row = await stream.take(length if more else None)
+            row = await stream.take(length if more else sys.maxsize, length + more if more else sys.maxsize)
         except ReplicaFailure as failure:
             log.warning("%s", failure)
-            self._stream, self._ahead = None, stream.rest
-            return await self._draw_ahead(length, more)
+            self._stream = None
+            missing = length + more - len(stream.rest.tokens)
+            return stream.rest.continued(await self._draw_unstreamed(missing)) if missing > 0 else stream.rest
         if not row.stopped:
             return row
         await self._end_stream(stream)

@@ -18,7 +18,7 @@ from iro_server.engines.grammars import SchemaFit, grammars_of
 from iro_server.engines.remote import RemoteEngine, Row
 from iro_server.engines.replica import ReplicaFailure
 from iro_server.engines.row_stream import RowStream
-from iro_server.engines.streaming_session import AHEAD_TOKENS, StreamingSession
+from iro_server.engines.streaming_session import StreamingSession
 from iro_server.engines.vllm_protocol import generate_request, generated_rows, request, rows_of, streamed_row
 from iro_server.engines.vllm_server import SCHEMA_FLAGS
 from iro_server.engines.vllm_steering import WORDS_CHUNK, SteeredPrompt
@@ -54,8 +54,8 @@ class VLLMSession(StreamingSession[list[int]]):
 
     def request(self, parent: int, count: int, length: int, seed: int) -> JsonObject:
         model = self.adapter.name if self.adapter else self.engine.model
-        is_repeatable = self.sampling.seed is not None or (self.sampling.remembers and count == 1)  # see _draw_again
-        body = request(model, self.prefixes[parent], count, length, self.sampling, seed if is_repeatable else None)
+        seed_asked_for = None if self.sampling.seed is None else seed
+        body = request(model, self.prefixes[parent], count, length, self.sampling, seed_asked_for)
         if self.steered:
             biases = Counter(self.steered.logit_bias(parent))
             biases.update(body.get("logit_bias", {}))
@@ -84,11 +84,8 @@ class VLLMSession(StreamingSession[list[int]]):
         """As of any session, but in several requests where what the rows have said changes their tilt, and the sampling
         does not hold them to one, and a single row of which more is asked for from a stream. SchemaViolated where an
         answer does not fit the sampling's schema."""
-        if (more or self._stream or self._ahead.tokens) and len(parents) * num_successors == 1:
-            if self.reserved or self._ahead.tokens:
-                row = await self._draw_ahead(length, more, length + more if self.sampling.remembers else AHEAD_TOKENS)
-            else:
-                row = await self._draw_streamed(length, more)
+        if (more or self._stream) and len(parents) * num_successors == 1:
+            row = await self._draw_part(length, more)
             await self._check_schema([row], streams=True)
             return [row]
         if self.sampling.remembers:
@@ -121,19 +118,25 @@ class VLLMSession(StreamingSession[list[int]]):
         """The tokens of the session's one row."""
         return self.prefixes[0][self._prompt_length :]
 
+    async def _draw_part(self, length: int, more: int) -> Row:
+        """The next tokens of the session's one row: at least ``length`` of a stream, or all of a request."""
+        if self.reserved and self.sampling.remembers:
+            (row,) = await super()._draw([0], 1, length + more)
+            return row
+        return await (self._draw_unstreamed(length + more) if self.reserved else self._draw_streamed(length, more))
+
     async def _draw_streamed(self, length: int, more: int) -> Row:
-        """The next tokens of the session's one row. Some of what a stream fails to bring are asked for as any other
-        chunk; the next ones from a new stream."""
+        """The next part of a row. What a stream fails to bring is asked for as any other chunk; what follows that from
+        a new stream."""
         row = Row([], [], False)
-        while (missing := length - len(row.tokens)) and not row.stopped:
+        while (missing := length - len(row.tokens)) > 0 and not row.stopped:
             stream = self._stream = self._stream or self._begin_stream(missing + more)
             try:
-                part = await stream.take(min(missing, stream.left))
+                part = await stream.take(min(missing, stream.left), missing + more)
             except ReplicaFailure as failure:
                 log.warning("%s", failure)
                 self._stream = None
-                resumes = not self.sampling.remembers
-                rest = self._draw_ahead(missing, more) if resumes else self._draw_again(stream, missing)
+                rest = self._draw_again(stream) if self.sampling.remembers else self._draw_unstreamed(missing + more)
                 return row.continued(await rest)
             self._add(part)
             if part.stopped or not stream.left:
@@ -146,8 +149,8 @@ class VLLMSession(StreamingSession[list[int]]):
         self.prefixes = [self.prefixes[0] + part.tokens]
         self.follow([0], [part.tokens])
 
-    async def _draw_again(self, stream: RowStream, length: int) -> Row:
-        """The next tokens of a row that no request continues: the whole row is drawn again, with the seed of its
+    async def _draw_again(self, stream: RowStream) -> Row:
+        """What is missing of a row that no request continues: the whole row is drawn again, with the seed of its
         stream. EngineUnavailable where it is another."""
         said = self._said
         read = partial(self.read, count=1, length=stream.length)
@@ -156,8 +159,12 @@ class VLLMSession(StreamingSession[list[int]]):
         if repeated.tokens != said:
             raise EngineUnavailable("an answer broke off that has penalties or a format, with which none is continued")
         self._add(rest)
-        row, self._ahead = rest.split(length)
-        return row
+        return rest
+
+    def stream_request(self, length: int, seed: int) -> JsonObject:
+        """With a seed where the row may have to be drawn again."""
+        body = super().stream_request(length, seed)
+        return body | {"seed": seed} if self.sampling.remembers else body
 
     def _begin_stream(self, length: int) -> RowStream:
         return super()._begin_stream(min(length, WORDS_CHUNK) if self._steered_by_words else length)

@@ -77,7 +77,8 @@ def test_a_row_ends_where_it_completes_a_string_and_has_its_value_there(
 
 
 class WordSession:
-    """Rows without an end, as of an endpoint over text: each token asked for is three of the engine's."""
+    """Rows without an end, as of an endpoint over text: each token asked for is three of the engine's. A single row of
+    which more is asked for has as many as a stream may have brought."""
 
     cached_tokens = 0
 
@@ -87,6 +88,8 @@ class WordSession:
     async def extend(self, parents: Sequence[int], num_successors: int, length: int, more: int = 0) -> Chunk:
         self.lengths.append(length)
         rows, tokens = len(parents) * num_successors, 3 * length
+        if rows == 1 and more:
+            tokens = min(tokens, length + more)
         return Chunk(
             torch.zeros(rows, tokens, dtype=torch.int64),
             torch.zeros(rows, tokens),
@@ -101,6 +104,15 @@ async def test_parts_are_as_many_tokens_as_were_asked_for_whatever_the_engine_co
     words = WordSession()
     chunk = await StoppingSession(words, ToyStops()).extend([0], 2, 20)
     assert words.lengths == [8, 8, 4] and chunk.lengths_R.tolist() == [60, 60]
+
+
+@pytest.mark.parametrize(("length", "more", "expected"), [(4, 0, 12), (4, 20, 12), (1, 1, 2)])
+async def test_a_part_of_a_single_row_may_bring_tokens_of_those_that_follow(
+    length: int, more: int, expected: int
+) -> None:
+    """Never more than were announced."""
+    chunk = await StoppingSession(WordSession(), ToyStops(), part_length=4).extend([0], 1, length, more)
+    assert chunk.lengths_R.tolist() == [expected]
 
 
 def test_a_search_to_the_end_draws_little_past_the_strings() -> None:
@@ -136,7 +148,7 @@ class LongStop:
 
 async def test_a_string_may_begin_in_a_part_before_the_last() -> None:
     """Parts of three tokens; the string is complete after ten of them."""
-    chunk = await StoppingSession(WordSession(), LongStop(), part_length=1).extend([0], 1, 8)
+    chunk = await StoppingSession(WordSession(), LongStop(), part_length=1).extend([0], 1, 12)
     assert chunk.lengths_R.tolist() == [10] and chunk.stopped_R.tolist() == [True]
 
 
@@ -144,10 +156,10 @@ class DiscardingSession(WordSession):
     """Has drawn five more tokens than it returns."""
 
     async def extend(self, parents: Sequence[int], num_successors: int, length: int, more: int = 0) -> Chunk:
-        return replace(await super().extend(parents, num_successors, length), discarded_tokens=5)
+        return replace(await super().extend(parents, num_successors, length, more), discarded_tokens=5)
 
 
 async def test_tokens_that_the_engine_discarded_are_counted_with_those_past_a_string() -> None:
     """Four parts of three tokens each: two tokens are past the string."""
-    chunk = await StoppingSession(DiscardingSession(), LongStop(), part_length=1).extend([0], 1, 8)
+    chunk = await StoppingSession(DiscardingSession(), LongStop(), part_length=1).extend([0], 1, 12)
     assert chunk.discarded_tokens == 4 * 5 + 2

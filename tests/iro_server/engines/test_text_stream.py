@@ -9,7 +9,7 @@ from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.opening import open_engine
-from iro_server.engines.streaming_session import AHEAD_TOKENS
+from iro_server.engines.streaming_session import UNSTREAMED_TOKENS
 from iro_server.engines.text import TextEngine
 from tests.iro_server.engines.fake_endpoint import END, FakeEndpoint, write_byte_model
 
@@ -59,7 +59,9 @@ async def test_a_row_in_parts_is_one_request_and_the_row_of_one_chunk(engine, fa
     assert (finish_reason == "stop") == (tokens[-1] == END) == (seed == ENDING)
     (whole,) = fake.bodies
     fake.bodies.clear()
-    assert await drawn(engine, seed, ROW) == (tokens, finish_reason, [*range(1, len(tokens) + 1)])
+    fake.seconds_per_event = 0.02
+    in_parts, finish_in_parts, lengths = await drawn(engine, seed, ROW)
+    assert (in_parts, finish_in_parts) == (tokens, finish_reason) and len(lengths) > 2
     assert fake.bodies == [whole | STREAMED] and not engine.replicas.all[0].rows
 
 
@@ -79,7 +81,7 @@ async def test_a_row_with_fewer_tokens_than_the_endpoint_counts_ends_with_its_st
     fake.complete = lambda body: complete(body) | {"choices": [{"index": 0, "text": "ab", "finish_reason": "length"}]}
     tokens, finish_reason, lengths = await drawn(engine, CUT, ROW)
     assert engine.tokenizer.decode(tokens) == "ab" and finish_reason == "length"
-    assert lengths == [1, *[2] * (LENGTH - 1)] and len(fake.bodies) == 1
+    assert lengths[-1] == 2 and len(fake.bodies) == 1
 
 
 @pytest.mark.parametrize("cut", [0, 1, 6])
@@ -90,7 +92,7 @@ async def test_what_a_stream_fails_to_bring_is_asked_for_after_what_it_brought(e
     text = engine.tokenizer.decode(tokens, skip_special_tokens=True)
     first, *others = fake.bodies
     assert "stream" in first and others and all("stream" not in body for body in others)
-    assert all(body["max_tokens"] <= AHEAD_TOKENS for body in others)
+    assert all(body["max_tokens"] <= UNSTREAMED_TOKENS for body in others)
     prompts = [body["prompt"] for body in others]
     assert prompts[0] == "Hi" + text[:cut] and all(f"Hi{text}".startswith(prompt) for prompt in prompts)
 
@@ -99,7 +101,8 @@ async def test_an_endpoint_that_streams_nothing_is_asked_for_chunks(engine, fake
     fake.respond = lambda body: 400 if "stream" in body else fake.complete(body)
     tokens, _, lengths = await drawn(engine, CUT, ROW)
     assert len(tokens) == LENGTH or tokens[-1] == END
-    assert lengths == [*range(1, len(tokens) + 1)] and len(fake.bodies) <= 2 * (1 + LENGTH // AHEAD_TOKENS)
+    assert lengths == [*range(UNSTREAMED_TOKENS, len(tokens), UNSTREAMED_TOKENS), len(tokens)]
+    assert len(fake.bodies) == 2 * len(lengths)
 
 
 async def test_a_part_that_its_server_broke_off_is_asked_for_again(engine, fake) -> None:

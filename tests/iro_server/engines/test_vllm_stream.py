@@ -161,6 +161,7 @@ async def test_a_single_row_with_penalties_streams_in_one_request(served, chunk_
     if stops:
         expected = expected[: stops.first_stop([], expected)]
     fake.bodies.clear()
+    fake.seconds_per_event = 0.02
     parts: list[int] = []
     params = SearchParams(beam_width=1, num_successors=1, chunk_length=chunk_length)
     result = await guided_search(
@@ -175,9 +176,7 @@ async def test_a_single_row_with_penalties_streams_in_one_request(served, chunk_
     assert result.finals[0].tokens == expected
     (body,) = fake.bodies
     assert (body["max_tokens"], body["presence_penalty"]) == (LENGTH, 0.5)
-    if chunk_length:
-        length = min(chunk_length, WORDS_CHUNK)
-        assert parts == [min(end, len(expected)) for end in range(length, len(expected) + length, length)]
+    assert parts[-1] == len(expected) and (len(parts) > 1) == (chunk_length is not None)
 
 
 @pytest.mark.parametrize("seed", [SEED, None])
@@ -187,11 +186,21 @@ async def test_a_stream_that_no_request_continues_is_drawn_again_as_a_whole(serv
     engine = served(fake)
     fake.cut = cut
     session = await engine.open(PROMPT, replace(PENALTIES, seed=seed))
+    session.seed = SEED  # which it draws where the request has none
     tokens = await draw(session, LENGTH, 2)
     streamed, whole = fake.bodies
     assert streamed == whole | {"stream": True, "stream_options": {"include_usage": True}}
     assert tokens == tokens_of(PROMPT, whole["seed"], LENGTH)
     assert session.prefixes == [PROMPT + tokens] and not engine.replicas.all[0].rows
+
+
+async def test_a_row_that_is_drawn_whole_gets_a_seed_only_from_its_sampling(served) -> None:
+    """Else all answers to a prompt would be one."""
+    fake = FakeEndpoint()
+    engine = served(fake)
+    for options in (PENALTIES, SAMPLING):
+        await draw(await engine.open(PROMPT, replace(options, seed=None)), LENGTH, LENGTH)
+    assert len(fake.bodies) == 2 and not any("seed" in body for body in fake.bodies)
 
 
 async def test_a_broken_stream_whose_row_another_draw_does_not_repeat_fails(served) -> None:
