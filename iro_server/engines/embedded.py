@@ -291,7 +291,7 @@ class EmbeddedSession:
         if length > room:
             raise ValueError(f"{length} more tokens do not fit: the model has room for {room}")
         parts, live, successors = ChunkParts(), [self._inner[p] for p in parents], num_successors
-        while (remaining_tokens := length - parts.length) and live:
+        while (remaining_tokens := length - parts.length) > 0 and live:
             part_length = min(remaining_tokens, COMPACT)
             follows = remaining_tokens - part_length or (more if part_length == length else 0)
             parts.add(await self._extend(live, successors, part_length, follows))
@@ -301,7 +301,8 @@ class EmbeddedSession:
 
     async def _extend(self, parents: Sequence[int], num_successors: int, length: int, more: int) -> Chunk:
         """Other sessions' steps do not wait until this chunk is awaited and the next one asked for: a single row's are
-        asked for ahead. Not in lockstep, where rows past the end of a text would share the steps of some runs."""
+        asked for ahead, and those that are drawn by now come along. Not in lockstep, where rows past the end of a text
+        would share the steps of some runs."""
         if not self._asked:
             self._ask(ChunkWork(parents, num_successors, length))
         if len(parents) * num_successors == 1 and not self._engine.steps_together:
@@ -309,12 +310,15 @@ class EmbeddedSession:
             while more > 0 and len(self._asked) <= AHEAD:
                 self._ask(ChunkWork([0], 1, min(length, more), follows=True))
                 more -= length
-        work = self._asked.popleft()
+        parts = ChunkParts()
         try:
-            return await asyncio.wrap_future(work.done)
+            parts.add(await asyncio.wrap_future(self._asked.popleft().done))
+            while parts.live and self._asked and self._asked[0].done.done():
+                parts.add(self._asked.popleft().done.result())
         except BaseException:  # no chunk follows
             self._asked.clear()
             raise
+        return parts.chunk()
 
     def _ask(self, work: ChunkWork) -> None:
         self._engine.extend(self._group, work)

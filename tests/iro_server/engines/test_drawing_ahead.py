@@ -92,8 +92,9 @@ def test_a_row_in_parts_of_one_token_misses_no_step_of_another(
     async def go() -> None:
         both = [await engine.open(PROMPT, Sampling(seed=seed)) for seed in range(2)]
         chunk = asyncio.create_task(both[0].extend([0], 1, 200))
-        for more in reversed(range(200)):
-            await both[1].extend([0], 1, 1, more)
+        drawn = 0
+        while drawn < 200:
+            drawn += int((await both[1].extend([0], 1, 1, 199 - drawn)).lengths_R)
         await chunk
         for session in both:
             session.close()
@@ -108,6 +109,24 @@ def test_a_row_that_stops_is_drawn_no_further(engine: EmbeddedEngine, monkeypatc
     steps = Steps(engine, monkeypatch)
     drawn, _ = asyncio.run(draw(engine, Sampling(seed=0, stop_ids=(tokens[5],)), 200, 1))
     assert drawn == tokens[: tokens.index(tokens[5]) + 1] and len(steps.rows) == len(drawn)
+
+
+def test_parts_that_are_drawn_by_now_come_together(shared_engine: EmbeddedEngine) -> None:
+    async def go() -> tuple[list[int], list[int]]:
+        session = await shared_engine.open(PROMPT, Sampling(seed=1))
+        tokens: list[int] = []
+        lengths = []
+        while (remaining := 30 - len(tokens)) > 0:
+            chunk = await session.extend([0], 1, min(2, remaining), max(0, remaining - 2))
+            lengths.append(int(chunk.lengths_R))
+            tokens += chunk.tokens_RL[0].tolist()
+            await asyncio.sleep(0.2)
+        session.close()
+        return tokens, lengths
+
+    tokens, lengths = asyncio.run(go())
+    assert tokens == asyncio.run(draw(shared_engine, Sampling(seed=1), 30, 30))[0]
+    assert max(lengths) == 2 * AHEAD and set(lengths) > {2}
 
 
 def test_no_more_than_a_few_parts_are_drawn_before_they_are_awaited(
