@@ -48,7 +48,8 @@ def run(*command: str | Path, cwd: Path) -> str:
 def test_it_serves_and_works_and_holds_nothing_for_development(installed, tmp_path):
     assert "work" in run(installed / "iro", "--help", cwd=tmp_path)
     assert "align" in run(installed / "iro", "list", cwd=tmp_path)  # the entry point by which workers find the job
-    run(installed / "iro", "keys", "list", "--data-dir", "data", cwd=tmp_path)  # which makes the database's tables
+    # It makes the database's tables.
+    run(installed / "iro", "keys", "create", "ops", "--data-dir", "data", cwd=tmp_path)
     modules = "import iro_server.api.app, iro_server.jobs.standalone, iro_server.jobs.worker, training.iro.job, psycopg"
     run(installed / "python", "-c", modules, cwd=tmp_path)
     unwanted = ("pytest", "ruff", "mypy", "hypothesis", "schemathesis", "pip", "nvidia-cudnn-cu12")

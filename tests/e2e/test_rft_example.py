@@ -16,13 +16,14 @@ __all__ = ["settings"]  # the fixture
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_openais_rft_script_aligns_the_real_model(settings, tmp_path):
     script = tmp_path / "rft.py"
     script.write_text(code("python", f"http://127.0.0.1:{settings.port}/v1"))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with server(settings) as (_, client):
         done = subprocess.run(
-            [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=550
+            [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=2000
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert "The job has successfully completed" in done.stdout

@@ -206,7 +206,7 @@ def test_a_shared_fit_whose_process_dies_is_done_by_one_alone(
         if event["data"].get("stage") == "fitting":
             threading.Thread(target=kill).start()
 
-    monkeypatch.setattr("training.iro.loop.LoraLearner", partial(Marked, marks))
+    monkeypatch.setattr("training.iro.learners.LoraLearner", partial(Marked, marks))
     placement = over(nodes).model_copy(update={"ray_fit_actors": 2})
     result = ray_job(placement).execute(config, tmp_path / "run", on_event=follow)
     assert len(victims) == len(ranks)
