@@ -18,6 +18,12 @@ class StreamingSession(RemoteSession[Prefix]):
         """What an event of the stream adds to the row; None: nothing. Errors as of ``read``."""
         raise NotImplementedError
 
+    def keep_row(self, parent: int) -> None:
+        """This row is the session's only one."""
+        if len(self.prefixes) > 1:
+            self.prefixes = [self.prefixes[parent]]
+            self.follow([parent], [[]])
+
     def stream_request(self, length: int, seed: int) -> JsonObject:
         """The body that asks for a stream of ``length`` tokens."""
         return self.request(0, 1, length, seed)

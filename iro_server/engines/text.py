@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BROKEN_OFF = ("abort", "error", None)  # by a server that ends, or drops the request
+BROKEN_OFF = ("abort", "error")  # by a server that ends, or drops the request
 MORE_TOKENS = 4  # of a request that follows an empty text: the most that a character's bytes may take
 
 
@@ -82,6 +82,7 @@ class TextSession(StreamingSession[str]):
         if len(parents) * num_successors > 1:
             return await super()._draw(parents, num_successors, length)
         if self._stream is None and more and not self._is_cut:
+            self.keep_row(parents[0])
             self._stream = self._begin_stream(length + more)
         if self._stream is not None:
             return [await self._draw_streamed(self._stream, length, more)]
@@ -89,7 +90,7 @@ class TextSession(StreamingSession[str]):
 
     async def _draw_streamed(self, stream: RowStream, length: int, more: int) -> Row:
         try:
-            row = await stream.take(length if more else sys.maxsize, length + more if more else sys.maxsize)
+            row = await (stream.take(length, length + more - 1) if more else stream.take(sys.maxsize, sys.maxsize))
         except ReplicaFailure as failure:
             log.warning("%s", failure)
             self._stream = None
@@ -105,7 +106,7 @@ class TextSession(StreamingSession[str]):
             return None
         (choice,) = event["choices"]
         text, reason = choice["text"], choice.get("finish_reason")
-        if not isinstance(text, str) or reason in ("abort", "error"):
+        if not isinstance(text, str) or reason in BROKEN_OFF:
             raise ValueError(f"a part of a row is {str(text)[:80]!r}, its finish_reason {reason}")
         self.prefixes = [self.prefixes[0] + text]
         self._is_cut = reason == "length"
@@ -157,6 +158,6 @@ def texts_of(payload: JsonObject, count: int) -> list[tuple[str, bool]]:
     choices = sorted(payload["choices"], key=lambda choice: choice["index"])
     if len(choices) != count or not all(isinstance(choice["text"], str) for choice in choices):
         raise ValueError(f"{len(choices)} rows instead of {count}")
-    if broken_off := [choice["finish_reason"] for choice in choices if choice["finish_reason"] in BROKEN_OFF]:
+    if broken_off := [choice["finish_reason"] for choice in choices if choice["finish_reason"] in (*BROKEN_OFF, None)]:
         raise ValueError(f"a row was broken off: finish_reason {broken_off[0]}")
     return [(choice["text"], choice["finish_reason"] != "length") for choice in choices]

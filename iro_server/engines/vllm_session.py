@@ -85,6 +85,7 @@ class VLLMSession(StreamingSession[list[int]]):
         does not hold them to one, and a single row of which more is asked for from a stream. SchemaViolated where an
         answer does not fit the sampling's schema."""
         if (more or self._stream) and len(parents) * num_successors == 1:
+            self.keep_row(parents[0])
             row = await self._draw_part(length, more)
             await self._check_schema([row], streams=True)
             return [row]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from iro_server.engines.endpoints import Endpoints
+from iro_server.engines.opening import open_engine
+from iro_server.engines.text import TextEngine
 from tests.iro_server.api.serving import wait_for
 from tests.iro_server.engines.fake_endpoint import FakeEndpoint, write_byte_model
 from tests.iro_server.engines.quick_engine import Quick
@@ -34,3 +36,20 @@ def served(model_dir):
     yield start
     for each in closing:
         each.close()
+
+
+@pytest.fixture
+def fake():
+    """An endpoint of text alone."""
+    fake = FakeEndpoint(ids=False)
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def engine(model_dir, fake):
+    """Over the endpoint of text."""
+    with open_engine(model_dir, "bytes", Endpoints((fake.url,), kind="text", patience=0.5)) as engine:
+        assert isinstance(engine, TextEngine)
+        fake.bodies.clear()
+        yield engine

@@ -10,29 +10,8 @@ from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from iro_server.engines.endpoints import Endpoints, EngineUnavailable
-from iro_server.engines.opening import open_engine
 from iro_server.engines.text import MORE_TOKENS, TextEngine
-from tests.iro_server.engines.fake_endpoint import END, FakeEndpoint, write_byte_model
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return write_byte_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def fake():
-    fake = FakeEndpoint(ids=False)
-    yield fake
-    fake.close()
-
-
-@pytest.fixture
-def engine(model_dir, fake):
-    with open_engine(model_dir, "bytes", Endpoints((fake.url,), kind="text", patience=0.5)) as engine:
-        assert isinstance(engine, TextEngine)
-        fake.bodies.clear()
-        yield engine
+from tests.iro_server.engines.fake_endpoint import END, FakeEndpoint
 
 
 async def test_a_row_continues_the_endpoints_own_text(engine, fake):
@@ -105,7 +84,7 @@ def test_a_search_over_text(engine):
     assert not engine.info.logprobs and not engine.info.hidden
 
 
-def test_value_functions_belong_to_the_endpoints_model(model_dir, fake, engine):
+def test_value_functions_belong_to_the_endpoints_model(model_dir, engine):
     other = FakeEndpoint(model="other", ids=False)
     with TextEngine(model_dir, Endpoints((other.url,))) as another:
         assert another.info.model_hash != engine.info.model_hash

@@ -7,36 +7,14 @@ import pytest
 from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
-from iro_server.engines.endpoints import Endpoints
-from iro_server.engines.opening import open_engine
 from iro_server.engines.streaming_session import UNSTREAMED_TOKENS
 from iro_server.engines.text import TextEngine
-from tests.iro_server.engines.fake_endpoint import END, FakeEndpoint, write_byte_model
+from tests.iro_server.engines.fake_endpoint import END
 
 LENGTH = 12
 STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 ENDING, CUT = 3, 4  # seeds: a row that ends before LENGTH, and one that does not
 ROW = SearchParams(chunk_length=1)
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return write_byte_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def fake():
-    fake = FakeEndpoint(ids=False)
-    yield fake
-    fake.close()
-
-
-@pytest.fixture
-def engine(model_dir, fake):
-    with open_engine(model_dir, "bytes", Endpoints((fake.url,), kind="text", patience=0.5)) as engine:
-        assert isinstance(engine, TextEngine)
-        fake.bodies.clear()
-        yield engine
 
 
 async def drawn(engine: TextEngine, seed: int, params: SearchParams) -> tuple[list[int], str, list[int]]:
@@ -82,6 +60,28 @@ async def test_a_row_with_fewer_tokens_than_the_endpoint_counts_ends_with_its_st
     tokens, finish_reason, lengths = await drawn(engine, CUT, ROW)
     assert engine.tokenizer.decode(tokens) == "ab" and finish_reason == "length"
     assert lengths[-1] == 2 and len(fake.bodies) == 1
+
+
+@pytest.mark.parametrize("finish_reason", ["stop", "length"])
+async def test_a_row_with_more_tokens_than_the_endpoint_counts_is_streamed_to_its_end(
+    engine, fake, finish_reason: str
+) -> None:
+    """The endpoint's tokens may be longer than those of the model's directory."""
+    complete, row = fake.complete, {"index": 0, "text": "ab" * LENGTH, "finish_reason": finish_reason}
+    fake.complete = lambda body: complete(body) | {"choices": [row]}
+    whole = await drawn(engine, CUT, SearchParams())
+    assert (await drawn(engine, CUT, ROW))[:2] == whole[:2]
+
+
+async def test_the_one_of_several_rows_that_goes_on_is_the_one_that_streams(engine, fake) -> None:
+    """As where the others have stopped at strings."""
+    session = await engine.open(engine.tokenizer("Hi")["input_ids"], Sampling(seed=CUT))
+    await session.extend([0], 2, 3)
+    first, second = session.prefixes
+    assert first != second
+    fake.bodies.clear()
+    await session.extend([1], 1, 1, 1)
+    assert [body["prompt"] for body in fake.bodies] == [second]
 
 
 @pytest.mark.parametrize("cut", [0, 1, 6])

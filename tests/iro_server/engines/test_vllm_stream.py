@@ -30,9 +30,10 @@ SAMPLING = Sampling(seed=SEED, stop_ids=(END,))
 
 
 def words_tilt() -> Steering:
-    """Towards the prompt's words."""
+    """Towards the prompt's words, away from the response's own."""
     gates = torch.zeros(len(FEATURES), 17)
     gates[FEATURES.index("prompt"), -1] = 3.0
+    gates[FEATURES.index("repeated"), -1] = -2.0
     return Steering(replace(zero_tilt(257, 16, (), (END,)), gates=gates))
 
 
@@ -135,6 +136,24 @@ async def test_a_tilt_that_reads_words_is_set_anew_while_its_row_streams(served,
         await draw(session, LENGTH, part)
         biases.append([(body["max_tokens"], body["seed"], body["logit_bias"]) for body in fake.bodies])
     assert biases[0] == biases[1] and len(biases[0]) > 1 and biases[0][0][0] == WORDS_CHUNK
+
+
+@pytest.mark.parametrize("tilted", [False, True])
+async def test_the_one_of_several_rows_that_goes_on_is_the_one_that_streams(served, tmp_path, tilted: bool) -> None:
+    """As where the others have stopped at strings. What it said steers it on."""
+    fake = FakeEndpoint()
+    engine = served(fake, adapters=tmp_path / "adapters")
+    bodies = []
+    for more in (0, 1):
+        session = await engine.open(PROMPT, SAMPLING, (), words_tilt() if tilted else None)
+        first, second = (await session.extend([0], 2, 3)).tokens_RL.tolist()
+        fake.bodies.clear()
+        (added,) = (await session.extend([1], 1, 1, more)).tokens_RL.tolist()
+        assert first != second and session.prefixes == [PROMPT + second + added]
+        (body,) = fake.bodies
+        assert body["prompt"] == PROMPT + second
+        bodies.append(body.get("logit_bias"))
+    assert bodies[0] == bodies[1] and bool(bodies[0]) == tilted
 
 
 PENALTIES = replace(SAMPLING, presence_penalty=0.5)
