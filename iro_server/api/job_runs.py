@@ -6,7 +6,6 @@ import shutil
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
-from fastapi.responses import FileResponse
 from jsonschema import Draft202012Validator
 from pydantic import Field
 from sqlalchemy import delete, update
@@ -133,22 +132,22 @@ def metrics(
     return {"object": "list", "data": rows[:limit], "has_more": len(rows) > limit}
 
 
-@router.get("/job_runs/{id}/result", response_class=FileResponse)
-def result(id: str, context: Ctx) -> FileResponse:
+@router.get("/job_runs/{id}/result", response_class=Response)
+def result(id: str, context: Ctx) -> Response:
     """The run's result.json: config, versions, checks, and what the job returned."""
-    folder = _folder(context, _run(context, id))
-    if not folder.result.exists():
+    content = _folder(context, _run(context, id)).result()
+    if content is None:
         raise APIError(404, f"{id} has no result yet.", param="id", code="result_not_found")
-    return FileResponse(folder.result, media_type="application/json")
+    return Response(content, media_type="application/json")
 
 
-@router.get("/job_runs/{id}/figures/{name}", response_class=FileResponse)
-def figure(id: str, name: str, context: Ctx) -> FileResponse:
+@router.get("/job_runs/{id}/figures/{name}", response_class=Response)
+def figure(id: str, name: str, context: Ctx) -> Response:
     """A figure as PNG, by a name of the run's ``figures``."""
-    figures = _folder(context, _run(context, id)).figures()
-    if name not in figures:
+    content = _folder(context, _run(context, id)).figure(name)
+    if content is None:
         raise not_found("figure", name, "name")
-    return FileResponse(figures[name], media_type="image/png")
+    return Response(content, media_type="image/png")
 
 
 def _check_operator(context: Context) -> None:
@@ -229,5 +228,5 @@ def _show(context: Context, run: t.JobRun) -> JsonObject:
         "progress": status.get("progress"),
         "message": status.get("message"),
         "metrics_bytes": folder.metrics_bytes,
-        "figures": list(folder.figures()),
+        "figures": folder.figures(),
     }

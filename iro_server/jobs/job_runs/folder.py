@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -21,31 +20,34 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.out, self.files, self.log = path / "run", path / "files", path / "log"
+        self._metrics, self._figures = self.out / "metrics.jsonl", self.out / "figures"
 
-    @property
-    def result(self) -> Path:
-        return self.out / "result.json"
+    def result(self) -> bytes | None:
+        """The content of result.json. None: there is none."""
+        return _content(self.out / "result.json")
 
     @property
     def metrics_bytes(self) -> int:
-        metrics = self.out / "metrics.jsonl"
-        return metrics.stat().st_size if metrics.exists() else 0
+        with contextlib.suppress(FileNotFoundError):
+            return self._metrics.stat().st_size
+        return 0
 
     def metrics(self, offset: int, limit: int) -> list[JsonObject]:
         """Up to ``limit`` rows after the first ``offset``."""
-        return list(islice(self._rows(), offset, offset + limit))
+        with contextlib.suppress(FileNotFoundError), self._metrics.open() as lines:
+            rows = (json.loads(line) for line in lines if line.endswith("\n"))  # else it is being written
+            return list(islice(rows, offset, offset + limit))
+        return []
 
-    def _rows(self) -> Iterator[JsonObject]:
-        if self.metrics_bytes == 0:
-            return
-        with (self.out / "metrics.jsonl").open() as lines:
-            for line in lines:
-                if line.endswith("\n"):  # else it is being written
-                    yield json.loads(line)
+    def figures(self) -> list[str]:
+        """Names of PNG files, without the suffix."""
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(Path(name).stem for name in os.listdir(self._figures) if name.endswith(".png"))
+        return []
 
-    def figures(self) -> dict[str, Path]:
-        """PNG files by name without the suffix."""
-        return {path.stem: path for path in sorted((self.out / "figures").glob("*.png"))}
+    def figure(self, name: str) -> bytes | None:
+        """The content of a PNG file of ``figures``. None: there is none of that name."""
+        return _content(self._figures / f"{name}.png") if name in self.figures() else None
 
     def write_request(self, kind: str, config: JsonObject) -> None:
         """``config``: ids of the stored files become their paths."""
@@ -91,10 +93,7 @@ class RunFolder:
         (self.path / "error.json").unlink(missing_ok=True)
 
     def _read(self, name: str) -> JsonObject:
-        try:
-            content: JsonObject = json.loads((self.path / name).read_text())
-        except FileNotFoundError:  # not written yet, or the run is being deleted
-            return {}
+        content: JsonObject = json.loads(_content(self.path / name) or b"{}")
         return content
 
     def _write(self, name: str, value: JsonObject) -> None:
@@ -102,3 +101,10 @@ class RunFolder:
         partial = self.path / f"{name}.partial"
         partial.write_text(json.dumps(value))
         os.replace(partial, self.path / name)
+
+
+def _content(path: Path) -> bytes | None:
+    """None: not written yet, or the run is being deleted."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_bytes()
+    return None

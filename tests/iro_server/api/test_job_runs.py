@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,8 @@ import pytest
 
 from iro_server.jobs import lock
 from iro_server.jobs.job_runs.kinds import path_fields
+from iro_server.store.database import open_database
+from iro_server.store.tables import JobRun, new_id
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import new_key, serving, settings_for, upload, wait_for
 
@@ -101,6 +104,32 @@ def test_a_run_is_cancelled_and_its_process_ends(served: SimpleNamespace) -> Non
     assert get(served.http, run, "/metrics")["data"]
     assert served.http.delete(f"iro/job_runs/{run}").json()["deleted"]
     assert served.http.get(f"iro/job_runs/{run}").status_code == 404 and not folder.exists()
+
+
+def test_reads_of_a_run_that_is_being_deleted_answer_or_say_that_it_is_gone(served: SimpleNamespace) -> None:
+    parts = ("", "/metrics", "/result", "/figures/curve")
+
+    def read(run: str, part: str) -> set[int]:
+        seen: set[int] = set()
+        with httpx.Client(base_url=str(served.client.base_url), timeout=300) as http:
+            while 404 not in seen:
+                seen.add(http.get(f"iro/job_runs/{run}{part}").status_code)
+        return seen
+
+    with ThreadPoolExecutor(len(parts)) as readers:
+        for _ in range(10):
+            run = JobRun(id=new_id("jobrun_"), kind=COT["kind"], name="", config={}, status="succeeded")
+            out = served.settings.run_dir(run.id) / "run"
+            (out / "figures").mkdir(parents=True)
+            (out / "metrics.jsonl").write_text('{"step": 1}\n')
+            (out / "result.json").write_text("{}")
+            (out / "figures" / "curve.png").write_bytes(b"\x89PNG" * 10_000)
+            id = run.id
+            with open_database(served.settings).begin() as session:
+                session.add(run)
+            reads = [readers.submit(read, id, part) for part in parts]
+            served.http.delete(f"iro/job_runs/{id}").raise_for_status()
+            assert all(read.result() <= {200, 404} for read in reads)
 
 
 @pytest.mark.slow(6)

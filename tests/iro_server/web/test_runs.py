@@ -128,6 +128,9 @@ def test_a_run_is_started_again_from_its_config(browser: Browser, studied: Simpl
 def test_a_run_is_deleted_after_a_second_click(browser: Browser, studied: SimpleNamespace) -> None:
     run = add_run(studied.settings, "not wanted", 60)
     with opened(browser, studied.address, f"/#/runs/{run}") as (page, watch):
+        for shown in ("Figure matrices of the run", re.compile("loss")):
+            expect(page.get_by_role("img", name=shown)).to_be_visible()
+        expect(page.get_by_role("region", name="Table of checks")).to_be_visible()
         page.get_by_role("button", name="Delete").click()
         page.get_by_role("button", name="Delete metrics and figures").click()
         expect(page.get_by_role("link", name="New run")).to_be_visible()
