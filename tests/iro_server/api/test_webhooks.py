@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import openai
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from iro_server.engines.ports import free_port
 from iro_server.jobs import deliveries
@@ -180,7 +180,7 @@ def test_events_are_given_up_after_days(served, monkeypatch):
 
 
 def test_an_event_survives_the_server(tmp_path, database_url, monkeypatch):
-    monkeypatch.setattr(deliveries, "BACKOFF", 0.5)
+    monkeypatch.setattr(deliveries, "BACKOFF", 3600.0)
     settings = settings_for(tmp_path, database_url=database_url)
     with Receiver(503) as receiver:
         with serving(settings, ByteEngine()) as client:
@@ -188,6 +188,8 @@ def test_an_event_survives_the_server(tmp_path, database_url, monkeypatch):
             tell(settings)
             wait_for(lambda: receiver.got)
         assert len(receiver.got) == 1
+        with open_database(settings).begin() as session:
+            session.execute(update(Delivery).values(due=0))  # as if the hour were over
         with serving(settings, ByteEngine()) as client:
             wait_for(lambda: len(receiver.got) == 2)
             (_, first), (body, second) = receiver.got

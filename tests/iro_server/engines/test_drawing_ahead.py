@@ -126,7 +126,7 @@ def test_parts_that_are_drawn_by_now_come_together(shared_engine: EmbeddedEngine
 
     tokens, lengths = asyncio.run(go())
     assert tokens == asyncio.run(draw(shared_engine, Sampling(seed=1), 30, 30))[0]
-    assert max(lengths) == 2 * AHEAD and set(lengths) > {2}
+    assert 2 * AHEAD <= max(lengths) <= 2 * (AHEAD + 1)  # one more where it is drawn just as it is asked for
 
 
 def test_no_more_than_a_few_parts_are_drawn_before_they_are_awaited(

@@ -14,6 +14,7 @@ from iro_server.engines.adjusted import AdjustedRows
 from iro_server.engines.base import Chunk, Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.memory import EngineOutOfMemory
+from tests.iro_server.api.serving import wait_for
 from tests.iro_server.engines.tiny import random_prompt, save_tiny_model
 
 PROMPT = random_prompt(30)
@@ -59,7 +60,7 @@ def test_the_request_that_memory_does_not_hold_fails_alone(engine: EmbeddedEngin
     for chunk, other in zip(chunks, expected, strict=True):
         assert torch.equal(chunk.tokens_RL, other.tokens_RL)
         torch.testing.assert_close(chunk.logprobs_RL, other.logprobs_RL, atol=1e-5, rtol=0)
-    assert engine.health().live_rows == 0
+    wait_for(lambda: engine.health().live_rows == 0)  # the engine's thread reads that the sessions have closed
 
 
 def test_a_draw_that_memory_does_not_hold_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

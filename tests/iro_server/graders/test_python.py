@@ -11,6 +11,7 @@ from iro_server.graders.environment import GraderEnvironment, PythonLimits
 from iro_server.graders.parsing import parse_grader
 from iro_server.graders.python import _warn_unsafe
 from iro_server.graders.sandbox import isolation_problem
+from tests.iro_server.graders.conftest import all_started
 
 pytestmark = pytest.mark.usefixtures("no_warm_sandboxes")
 
@@ -25,7 +26,8 @@ def grade(source, text="hello", item=None, **more):
 
 
 def living_workers():
-    """Process ids of grader workers that this process started."""
+    """Process ids of grader workers that this process started, but for warm ones that end as soon as they start."""
+    all_started()
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -217,13 +219,13 @@ def test_the_environment_is_kept_from_the_grader(monkeypatch):
 def test_close_ends_idle_and_busy_processes():
     source = "import time\ndef grade(sample, item):\n    time.sleep(item['s'])\n    return 1\n"
     grader = python(source, workers=2)
-    grader.grade_many([(Sample("x"), {"s": 0})] * 20)
-    assert len(living_workers()) == 2
-    results = []
-    busy = threading.Thread(target=lambda: results.extend(grader.grade_many([(Sample("x"), {"s": 25})] * 3)))
-    busy.start()
-    time.sleep(0.3)
-    grader.close()
+    with grader:
+        grader.grade_many([(Sample("x"), {"s": 0})] * 20)
+        assert len(living_workers()) == 2
+        results = []
+        busy = threading.Thread(target=lambda: results.extend(grader.grade_many([(Sample("x"), {"s": 25})] * 3)))
+        busy.start()
+        time.sleep(0.3)
     busy.join(timeout=10)
     assert [g.error for g in results] == ["the grader is closed"] * 3
     assert living_workers() == []
