@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 OWN, BIAS, RETURN, INCREMENTS = "expected advantage", "ridge bias", "return", "increments"
 WEIGHTED, WORDS = "weighted likelihood", "expected advantage, words alone"
+DISTILLED = "increments of a LoRA value function"
 KL_WEIGHT = 0.1
+AT_ONCE = 64  # rollouts that a LoRA value function reads
 SPREAD_ROLLOUTS = 32  # at whose positions the variance of a tilt is measured
 
 
@@ -124,16 +127,19 @@ class FittedPiece:
         return self.piece.engine.frozen.head_weight.float().cpu()
 
     @cached_property
-    def increments_N(self) -> Tensor:
-        """V after each token less V before it. Before the first it is the mean after it of the prompt's rollouts."""
+    def group_M(self) -> Tensor:
+        """The prompt of each rollout, numbered from 0."""
+        return self.prompt_M.unique(return_inverse=True)[1]
+
+    def increments(self, values: list[Tensor]) -> Tensor:
+        """[N]: V after each token less V before it; before the first, the mean after it of the prompt's rollouts."""
         from value_heads.bias_fit import within_groups
 
-        values = self.values()
-        _, group_M = self.prompt_M.unique(return_inverse=True)
-        first_M = within_groups(torch.stack([values_T[0] for values_T in values]), group_M)
+        first_M = within_groups(torch.stack([values_T[0] for values_T in values]), self.group_M)
         parts = zip(first_M, values, strict=True)
         return torch.cat([torch.cat([first[None], values_T.diff()]) for first, values_T in parts])
 
+    @cached_property
     def values(self) -> list[Tensor]:
         """Of each rollout, V after each of its tokens: the head that a job fits by default, on these rollouts alone."""
         from benchmarks.value_features import fitted
@@ -160,26 +166,54 @@ class FittedPiece:
 
         return [values_of(rollout.final) for rollout in rollouts]
 
+    @cached_property
+    def lora_values(self) -> list[Tensor]:
+        """Of each rollout, V after each of its tokens: a LoRA value function that a job fits where it is told to, on
+        these rollouts; a quarter of the prompts chooses its epoch."""
+        from iro_server.engines.prepare import prepare_model
+        from value_heads import LoraBackbone, fit_lora
+        from value_heads.backbone_fit import Example
+        from value_heads.bias_fit import FOLDS
+
+        columns = [(graded.prompt_R.tolist(), graded.tokens, graded.rewards_R.tolist()) for graded in self.graded]
+        rollouts = [rollout for part in columns for rollout in zip(*part, strict=True)]
+        examples = [
+            Example(self.prompts[prompt].token_ids, tokens, reward, group)
+            for (prompt, tokens, reward), group in zip(rollouts, self.group_M.tolist(), strict=True)
+        ]
+        held = [example for example in examples if example.group % FOLDS == 0]
+        taught = [example for example in examples if example.group % FOLDS]
+        backbone = LoraBackbone(prepare_model(), ceil(self.piece.engine.info.num_layers / 3))
+        fit_lora(backbone, taught, held, seed=self.seed)
+        values = list[Tensor]()
+        with torch.no_grad():
+            for start in range(0, len(examples), AT_ONCE):
+                part = examples[start : start + AT_ONCE]
+                completions = [example.completion_ids for example in part]
+                values_RT = backbone.response_values(0, [example.prompt_ids for example in part], completions)
+                values += [values_T[: len(row)] for values_T, row in zip(values_RT, completions, strict=True)]
+        return values
+
     def fitted(self, name: str, rank: int) -> Tilt:
         from benchmarks.bench_tasks.piece import first_bias
         from benchmarks.tilt_regressions import increment_tilt, return_tilt
         from value_heads.tilt_fit import TiltFit, fit_tilt
 
-        _, group_M = self.prompt_M.unique(return_inverse=True)
         if name == BIAS:
             return replace(self.zero, bias=first_bias(self.piece.folder / "align"))
         if name == RETURN:
             return return_tilt(self.rows, self.rollout_N, self.prompt_M, self.head_VD, self.zero, rank)
-        if name == INCREMENTS:
-            groups_N = group_M[self.rollout_N]
-            return increment_tilt(self.rows, self.increments_N, groups_N, self.head_VD, self.zero, rank)
+        if name in (INCREMENTS, DISTILLED):
+            increments_N = self.increments(self.values if name == INCREMENTS else self.lora_values)
+            groups_N = self.group_M[self.rollout_N]
+            return increment_tilt(self.rows, increments_N, groups_N, self.head_VD, self.zero, rank)
         if name == WORDS:
             fit = TiltFit(rank=0, bias_rate=0.0)
             return fit_tilt(self.rows, self.head_VD, self.zero, fit, self.seed)
         if name == OWN:
             return fit_tilt(self.rows, self.head_VD, self.zero, TiltFit(rank=rank), self.seed)
-        firsts_M = torch.searchsorted(self.rollout_N, torch.arange(len(group_M)))
-        weights_M = reward_weights(self.rows.advantages_N[firsts_M], group_M)
+        firsts_M = torch.searchsorted(self.rollout_N, torch.arange(len(self.group_M)))
+        weights_M = reward_weights(self.rows.advantages_N[firsts_M], self.group_M)
         rows = replace(self.rows, advantages_N=weights_M[self.rollout_N])
         fit = TiltFit(rank=rank, beta=KL_WEIGHT)
         return fit_tilt(rows, self.head_VD, self.zero, fit, self.seed, loss_of=weighted_likelihood)

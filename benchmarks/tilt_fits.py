@@ -7,12 +7,12 @@ Every tilt has a bias, a low-rank map of the state, and words of prompt and resp
   too, without bias and map;
 - ``ridge bias`` (``value_heads/bias_fit.py``), which has a bias alone;
 - ``return``: ridge regression of the reward on the sum of A over a rollout;
-- ``increments``: ridge regression of A on the increments of a value head, itself fitted to these rollouts;
+- ``increments``: ridge regression of A on the increments of a value head, itself fitted to these rollouts; with
+  ``--lora`` also on those of a LoRA value function, which is distilled into a tilt so;
 - ``weighted likelihood``: the likelihood of the rollouts, each weighted by exp(its advantage in standard deviations),
   less ``KL_WEIGHT`` times KL(q ‖ π), by the trainer's optimiser and parameters.
 
-The two regressions are in closed form (``tilt_regressions.py``), and read the response's length at stop tokens alone. A
-tilt distilled from a LoRA backbone's advantages is left out: it needs a backbone fitted for each piece.
+The regressions are in closed form (``tilt_regressions.py``), and read the response's length at stop tokens alone.
 
 Each tilt is divided by its root mean variance under the frozen model, and its strength chosen alike: of rising
 ``STRENGTHS``, up to the first whose text is outside the limits of the piece's job (perplexity, distinct-2), that of the
@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from benchmarks.fitted_tilts import BIAS, INCREMENTS, OWN, RETURN, WEIGHTED, WORDS, FittedPiece
+from benchmarks.fitted_tilts import BIAS, DISTILLED, INCREMENTS, OWN, RETURN, WEIGHTED, WORDS, FittedPiece
 from benchmarks.quality_report import interval
 from benchmarks.record import command_line, computed_once, finish
 from benchmarks.tables import interval_text, table
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from value_heads.tilt import Tilt
 
 RANK = 16  # the trainer's
-RANKED = (OWN, RETURN, INCREMENTS, WEIGHTED)
+RANKED = (OWN, RETURN, INCREMENTS, WEIGHTED, DISTILLED)
 KINDS = ((BIAS, 0), (WORDS, 0), (OWN, RANK))  # of a job's round
 FROZEN = "frozen model"
 STRENGTHS = (0.2, 0.4, 0.7, 1.0, 1.4)
@@ -113,12 +113,13 @@ def lines_of(fitted: FittedPiece, args: argparse.Namespace) -> list[JsonObject]:
         return content
 
     frozen = line(FROZEN, 0)
-    return [frozen, *(line(name, rank, frozen) for name, rank in settings(ranks))]
+    return [frozen, *(line(name, rank, frozen) for name, rank in settings(ranks, args.lora))]
 
 
-def settings(ranks: Sequence[int]) -> list[tuple[str, int]]:
+def settings(ranks: Sequence[int], with_lora: bool) -> list[tuple[str, int]]:
     """Names and ranks of the fits."""
-    return [(BIAS, 0), (WORDS, 0), *((name, rank) for name in RANKED for rank in ranks)]
+    ranked = [name for name in RANKED if with_lora or name != DISTILLED]
+    return [(BIAS, 0), (WORDS, 0), *((name, rank) for name in ranked for rank in ranks)]
 
 
 def summary(rows: Sequence[JsonObject]) -> list[JsonObject]:
@@ -179,6 +180,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ranks", type=int, nargs="+", default=[4, RANK, 64])
     parser.add_argument("--tasks-of-ranks", nargs="+", choices=TASKS, help=f"the others have rank {RANK} alone")
+    parser.add_argument("--lora", action="store_true", help="fit a LoRA value function too: some minutes an epoch")
     parser.add_argument("--validation-samples", type=int, default=4, help="of each prompt and strength")
     parser.add_argument("--answers", type=int, default=4, help="to each held-out prompt")
     parser.add_argument("--precision", choices=get_args(Precision), default="bfloat16", help="of products")
