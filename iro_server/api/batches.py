@@ -103,13 +103,14 @@ def _cancel(id: str, context: Context) -> JsonObject:
     now = t.now()
     with context.sessions.begin() as session:
         unasked = update(t.Batch).where(*waiting).values(status="cancelled", cancelling_at=now, finished_at=now)
-        if session.execute(unasked.returning(t.Batch.id)).first() is not None:
-            shutil.rmtree(context.settings.batch_dir(id), ignore_errors=True)
-        else:
+        never_began = session.execute(unasked.returning(t.Batch.id)).first() is not None
+        if not never_began:
             asked = func.coalesce(t.Batch.cancelling_at, now)  # the first time counts
             change = update(t.Batch).where(*under_way).values(cancelling_at=asked).returning(t.Batch.id)
             if session.execute(change).first() is None:
                 raise bad_request(f"{id} has ended already.", "id", "batch_ended")
+    if never_began:
+        shutil.rmtree(context.settings.batch_dir(id), ignore_errors=True)
     return show(context.get(t.Batch, "batch", id))
 
 

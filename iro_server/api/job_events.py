@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 from iro_server import JsonObject
 from iro_server.access.rates import RateLimitExceeded
 from iro_server.api.context import Context, Ctx, Limit, list_object
-from iro_server.api.errors import DATABASE_AWAY
+from iro_server.api.errors import DATABASE_AWAY, APIError
 from iro_server.api.respond import COMMENT_SECONDS, UNBUFFERED
 from iro_server.concurrency.deadlines import DeadlineExceeded, ServerStopping
 from iro_server.store import tables as t
@@ -62,7 +62,7 @@ async def _follow(id: str, after: str | None, context: Context) -> AsyncGenerato
             try:
                 async with context.deadlines.until(deadline):
                     rows, ended = await _next(id, after, context)
-            except (DeadlineExceeded, ServerStopping, *DATABASE_AWAY):
+            except (APIError, DeadlineExceeded, ServerStopping, *DATABASE_AWAY):
                 return
             for row in rows:
                 yield f"id: {row['id']}\ndata: {json.dumps(row)}\n\n"

@@ -133,11 +133,15 @@ class ModelRegistry:
             return ServedModel(name, self.engine, ServedDefaults())
         stored_bundle = self._find(name, project)
         if stored_bundle is None:
-            where = "GET /v1/fine_tuning/jobs/{id}/checkpoints lists a job's" if ":ckpt-step-" in name else LISTED
-            raise ModelNotFound(f"The model '{name}' does not exist; {where}.")
+            raise _not_found(name)
         path, stored, job = stored_bundle
         defaults = ServedDefaults.model_validate(stored)
-        values = self.values.get(path, lambda: self._load(name, path))
+        try:
+            values = self.values.get(path, lambda: self._load(name, path))
+        except ModelUnreadable:
+            if self._find(name, project) is None:  # deleted, or dropped by its job, this instant
+                raise _not_found(name) from None
+            raise
         owned = job.project == project
         grader = self._grader(job, project)
         return ServedModel(name, self.engine, defaults, values, grader, owned_by_caller=owned, path=path)
@@ -261,3 +265,8 @@ def _checkpoint_defaults(checkpoint: Checkpoint, job: Job) -> JsonObject:
     assert job.search is not None  # the worker notes it before anything else
     search = checkpoint.metrics.get("search")
     return job.search | ({"search": search} if search else {})
+
+
+def _not_found(name: str) -> ModelNotFound:
+    where = "GET /v1/fine_tuning/jobs/{id}/checkpoints lists a job's" if ":ckpt-step-" in name else LISTED
+    return ModelNotFound(f"The model '{name}' does not exist; {where}.")

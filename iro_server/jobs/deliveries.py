@@ -36,7 +36,8 @@ def event(type: str, data: JsonObject) -> JsonObject:
 def enqueue(session: Session, project: str, type: str, data: JsonObject) -> None:
     """Have the project's endpoints that listen for ``type`` told, should the transaction of ``session`` commit."""
     payload = event(type, data)
-    for endpoint in session.scalars(select(WebhookEndpoint).where(WebhookEndpoint.project == project)):
+    listening = select(WebhookEndpoint).where(WebhookEndpoint.project == project).order_by(WebhookEndpoint.seq)
+    for endpoint in session.scalars(listening.with_for_update(read=True, key_share=True)).all():
         if type in endpoint.event_types:
             session.add(Delivery(id=new_id("wh_"), endpoint_id=endpoint.id, payload=payload, due=time.time()))
 

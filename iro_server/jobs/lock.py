@@ -44,14 +44,14 @@ def _note_holder(file: BinaryIO) -> None:
 def held(folder: Path) -> bool:
     """Whether a process holds ``folder``'s lock, on this machine or on another that shares the folder."""
     with _look(folder) as file:
-        return file is not None and not _try_lock(file)
+        return file is not None and not _try_lock(file, fcntl.LOCK_SH)
 
 
 def holder(folder: Path) -> int | None:
     """The process id of the worker on ``folder``, None where there is none, the disk was too full to note it, or it is
     another machine's, or container's: here its number is another process's."""
     with _look(folder) as file:
-        if file is None or _try_lock(file):
+        if file is None or _try_lock(file, fcntl.LOCK_SH):
             return None
         pid, _, machine = os.pread(file.fileno(), 512, 0).decode().partition(" ")
     return int(pid) if pid.isdigit() and machine == socket.gethostname() else None
@@ -69,9 +69,9 @@ def _look(folder: Path) -> Iterator[BinaryIO | None]:
         yield file
 
 
-def _try_lock(file: BinaryIO) -> bool:
+def _try_lock(file: BinaryIO, kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

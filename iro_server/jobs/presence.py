@@ -30,7 +30,7 @@ def present(data_dir: Path, takes_jobs: bool = True) -> Iterator[str]:
     with lock.hold(folder):
         _remove_folders_of_the_dead(data_dir)
         yield server
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # a server that starts may be at it too
 
 
 def _remove_folders_of_the_dead(data_dir: Path) -> None:

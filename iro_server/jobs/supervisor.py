@@ -48,7 +48,7 @@ PLACEMENT = select(Job).options(
 # after.
 UNFINISHED_ELSEWHERE = PLACEMENT.where(
     or_(Job.status == "running", Job.status.in_(records.STOPPING) & Job.server.is_not(None)),
-    Job.server.is_distinct_from(bindparam("server")),
+    or_(Job.server.is_distinct_from(bindparam("server")), Job.id.not_in(bindparam("watched", expanding=True))),
 )
 
 
@@ -140,7 +140,7 @@ class Supervisor:
     def adopt(self) -> None:
         """Look after what servers that are gone left: jobs that run, and workers of jobs that are to stop."""
         with self.sessions() as session:
-            jobs = list(session.scalars(UNFINISHED_ELSEWHERE, {"server": self.server}))
+            jobs = list(session.scalars(UNFINISHED_ELSEWHERE, {"server": self.server, "watched": list(self.workers)}))
         ids = {job.id for job in jobs}
         self.silent = {job_id: sign for job_id, sign in self.silent.items() if job_id in ids}
         for job in jobs:
@@ -154,6 +154,8 @@ class Supervisor:
 
     def _abandoned(self, job: Job) -> bool:
         """Whether the job's server is gone or, on another machine, its worker has been silent for too long."""
+        if job.server == self.server:  # taken by a transaction whose answer was lost: nobody started its worker
+            return True
         gone = presence.gone(self.settings.data_dir, job.server)
         if gone is not None:
             return gone

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 from tenacity import retry, retry_if_exception, wait_exponential
 
 from iro_server.alignment.definition import ServedDefaults
@@ -181,6 +182,8 @@ def explain(error: Exception) -> tuple[str, str, str | None]:
         first = error.errors(include_url=False)[0]
         param = ".".join(str(step) for step in first["loc"])
         return "invalid_config", f"{param}: {first['msg']}", param or None
+    if isinstance(error, SQLAlchemyError):  # its text has the statement, its code is of SQLAlchemy's documentation
+        return "server_error", f"The server had an error: {type(error).__name__}", None
     code = getattr(error, "code", None)
     code = code if isinstance(code, str) else "job_failed"
     return code, str(error) or type(error).__name__, getattr(error, "param", None)

@@ -34,10 +34,13 @@ class RunFolder:
 
     def metrics(self, offset: int, limit: int) -> list[JsonObject]:
         """Up to ``limit`` rows after the first ``offset``."""
-        with contextlib.suppress(FileNotFoundError), self._metrics.open() as lines:
-            rows = (json.loads(line) for line in lines if line.endswith("\n"))  # else it is being written
-            return list(islice(rows, offset, offset + limit))
-        return []
+        rows: list[JsonObject] = []
+        # ValueError: a run that is resumed writes its rows again, and the line was cut
+        with contextlib.suppress(FileNotFoundError, ValueError), self._metrics.open() as lines:
+            for line in islice(lines, offset, offset + limit):
+                if line.endswith("\n"):  # else it is being written
+                    rows.append(json.loads(line))
+        return rows
 
     def figures(self) -> list[str]:
         """Names of PNG files, without the suffix."""

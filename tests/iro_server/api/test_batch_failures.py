@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import errno
 import json
+import threading
 from collections.abc import Iterator
 from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import event, select, update
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
+from iro_server.api import batches
 from iro_server.jobs.background import TRIES, Lease, WorkFailed, claim
 from iro_server.jobs.batches.output import AttemptOutput
 from iro_server.jobs.batches.running import BatchExecutor
@@ -163,3 +168,32 @@ def test_requests_that_wait_for_a_limit_as_their_batch_ends_have_no_answer(
     assert [(line["custom_id"], line["error"]["code"]) for line in errors] == [
         (f"r{i}", "batch_expired") for i in range(batch.completed, num_failed)
     ]
+
+
+def test_a_batch_whose_cancellation_is_not_stored_keeps_its_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for(tmp_path, batch_concurrency=0)
+    with serving(settings, ByteEngine()) as client:
+        batch = new_batch(client, lines_of([chat(1)]))
+        folder = settings.batch_dir(batch.id)
+        assert folder.exists()
+
+        cancel, is_cancelling = batches._cancel, list[int]()
+
+        def cancel_in_vain(*arguments: Any) -> Any:
+            is_cancelling.append(threading.get_ident())
+            return cancel(*arguments)
+
+        def lose_commit(session: Session) -> None:
+            if threading.get_ident() in is_cancelling:
+                raise OperationalError("COMMIT", {}, Exception("server closed the connection unexpectedly"))
+
+        monkeypatch.setattr(batches, "_cancel", cancel_in_vain)
+        event.listen(Session, "before_commit", lose_commit)
+        try:
+            with pytest.raises(openai.InternalServerError, match="nothing was changed"):
+                client.with_options(max_retries=0).batches.cancel(batch.id)
+        finally:
+            event.remove(Session, "before_commit", lose_commit)
+        assert client.batches.retrieve(batch.id).status == "validating" and list(folder.iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ import httpx
 import pytest
 
 from iro_server.api import job_events
+from iro_server.store.database import open_database
+from iro_server.store.sweep import _forget
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import GRADER, ended, new_key, serving, settings_for, start_job, wait_for
 
@@ -114,3 +117,21 @@ def test_a_stream_that_the_server_cuts_goes_on_after_its_last_event(tmp_path):
         assert done == "data: [DONE]" and "The job was cancelled" in [event["message"] for event in streamed]
         # the worker may still record the step that it was at: what comes after the end is not waited for
         assert streamed == listed(client, job_id)[: len(streamed)]
+
+
+def test_a_stream_whose_place_is_forgotten_ends(tmp_path, monkeypatch):
+    """By the sweeper, between two reads of an ended job's events."""
+    settings = settings_for(tmp_path)
+    read, sessions = job_events._read, open_database(settings)
+
+    def read_and_forget(*arguments):
+        page = read(*arguments)
+        _forget(sessions, time.time() + 10)
+        return page
+
+    monkeypatch.setattr(job_events, "READ", 2)
+    with serving(settings, ByteEngine()) as client:
+        job = ended(client, start_job(client))
+        monkeypatch.setattr(job_events, "_read", read_and_forget)
+        with following(client, job.id) as lines:
+            assert len(events_of(lines)) == 2

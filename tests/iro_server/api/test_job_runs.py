@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import httpx
 import pytest
 
 from iro_server.jobs import lock
+from iro_server.jobs.job_runs.folder import RunFolder
 from iro_server.jobs.job_runs.kinds import path_fields
 from iro_server.store.database import open_database
 from iro_server.store.tables import JobRun, new_id
@@ -224,3 +226,22 @@ def test_only_a_key_that_was_given_the_scope_admin_starts_runs(tmp_path: Path) -
         assert get(callers["owner"], run)["status"] == "queued"
         for caller in callers.values():
             caller.close()
+
+
+def test_metrics_that_are_read_while_their_run_is_resumed_are_whole_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, loads, resumed = RunFolder(tmp_path), json.loads, list[int]()
+    folder.out.mkdir()
+    path = folder.out / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {step}, "seconds": 1.25}}\n' for step in range(2000)))
+
+    def resume(text: str) -> Any:
+        if not resumed:
+            resumed.append(1)
+            path.write_text("".join(f'{{"step": {step}, "seconds": 1.2345}}\n' for step in range(2000)))
+        return loads(text)
+
+    monkeypatch.setattr("iro_server.jobs.job_runs.folder.json.loads", resume)
+    rows = folder.metrics(0, 5000)
+    assert rows and [row["step"] for row in rows] == list(range(len(rows)))

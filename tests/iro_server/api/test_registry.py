@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import shutil
 import threading
 import weakref
 from collections.abc import Iterator
@@ -13,19 +14,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import openai
 import pytest
 import torch
 from fastapi.testclient import TestClient
 from safetensors.torch import save
+from sqlalchemy import delete
 
 from iro_server.api.app import create_app
 from iro_server.api.registry import ModelRegistry, ModelUnreadable
 from iro_server.graders.base import Sample
 from iro_server.graders.loaded import HeldGrader, Loaded
 from iro_server.store.database import find, open_database
-from iro_server.store.tables import DEFAULT_PROJECT, Model, Permission
+from iro_server.store.tables import DEFAULT_PROJECT, Checkpoint, Model, Permission
 from tests.iro_server.api.byte_engine import ByteEngine
-from tests.iro_server.api.serving import aligned, settings_for, wait_for
+from tests.iro_server.api.serving import aligned, ended, serving, settings_for, start_job, wait_for
 from tests.iro_server.engines.fake_endpoint import write_byte_model
 from value_heads import LoraBackbone, LoraValues, save_bundle
 from value_heads.shared import shared_models
@@ -230,3 +233,23 @@ def test_nothing_is_loaded_twice():
     for thread in threads:
         thread.join()
     assert entries[0] is entries[1]
+
+
+def test_a_checkpoint_that_its_job_drops_as_it_is_called_does_not_exist(tmp_path, monkeypatch):
+    settings = settings_for(tmp_path)
+    with serving(settings, ByteEngine()) as client:
+        job = ended(client, start_job(client))
+        name = client.fine_tuning.jobs.checkpoints.list(job.id).data[-1].fine_tuned_model_checkpoint
+        find_row = ModelRegistry._find
+
+        def find_and_drop(self, *arguments):
+            row = find_row(self, *arguments)
+            if row:
+                with self.sessions.begin() as session:
+                    session.execute(delete(Checkpoint).where(Checkpoint.model_name == name))
+                shutil.rmtree(row[0], ignore_errors=True)
+            return row
+
+        monkeypatch.setattr(ModelRegistry, "_find", find_and_drop)
+        with pytest.raises(openai.NotFoundError, match="lists a job's"):
+            client.chat.completions.create(model=name, messages=[{"role": "user", "content": "a"}])

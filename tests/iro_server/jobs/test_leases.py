@@ -71,7 +71,7 @@ def test_of_two_that_would_take_over_one_does(settings, sessions):
 
 def watched_elsewhere(sessions) -> list[Job]:
     with sessions() as session:
-        return list(session.scalars(UNFINISHED_ELSEWHERE, {"server": "one"}))
+        return list(session.scalars(UNFINISHED_ELSEWHERE, {"server": "one", "watched": []}))
 
 
 @pytest.mark.parametrize("status", ["cancelled", "paused"])
@@ -249,3 +249,12 @@ def test_a_file_that_rotted_after_its_upload_fails_the_job(settings):
         assert (job.status, job.error.code, job.error.param) == ("failed", "invalid_training_file", "training_file")
         client.files.delete(file)
         assert not (settings.job_dir(made.id) / "training_file.jsonl").exists()
+
+
+def test_a_job_whose_server_did_not_hear_that_it_has_it_goes_on(settings, sessions):
+    """As where the connection breaks while the answer to a commit is read."""
+    watching = supervisor(settings, sessions)
+    with presence.present(settings.data_dir) as watching.server:
+        running_job(sessions, watching.server)
+        watching.tick()
+        assert status(sessions) == "queued"

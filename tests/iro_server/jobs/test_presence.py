@@ -78,3 +78,34 @@ def test_a_server_stops_while_others_look_at_it(tmp_path):
         for looker in lookers:
             looker.join()
     assert list((tmp_path / "servers").iterdir()) == []
+
+
+def test_a_server_that_starts_may_remove_the_folder_of_one_that_stops(tmp_path, monkeypatch):
+    rmtree = presence.shutil.rmtree
+
+    def start_and_remove(folder, **options):
+        monkeypatch.setattr(presence.shutil, "rmtree", rmtree)
+        os.utime(folder, (0, 0))  # it has been there for long
+        with presence.present(tmp_path):
+            assert not folder.exists()
+        rmtree(folder, **options)
+
+    with presence.present(tmp_path) as server:
+        monkeypatch.setattr(presence.shutil, "rmtree", start_and_remove)
+    assert presence.gone(tmp_path, server) is True
+
+
+def test_two_looks_at_a_lock_do_not_take_each_other_for_its_holder(tmp_path, monkeypatch):
+    with lock.hold(tmp_path):
+        assert lock.held(tmp_path)
+    try_lock, looks = lock._try_lock, []
+
+    def look_again(*arguments):
+        is_free = try_lock(*arguments)
+        if not looks:
+            looks.append(is_free)
+            looks.append(not lock.held(tmp_path))
+        return is_free
+
+    monkeypatch.setattr(lock, "_try_lock", look_again)
+    assert not lock.held(tmp_path) and looks == [True, True]

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import create_engine, delete, event, select, text, update
+from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.orm import Session
 
 from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.jobs import worker
 from iro_server.settings import Settings
 from iro_server.store.database import Sessions, find, open_database
-from iro_server.store.tables import Event, Job
+from iro_server.store.tables import Delivery, Event, Job, WebhookEndpoint
 from tests.iro_server.api.serving import GRADER, settings_for
-from tests.iro_server.jobs.fake_job import Config
+from tests.iro_server.jobs.fake_job import JOB, Config
 
 
 class Interrupted(Exception):
@@ -29,8 +32,11 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def sessions(settings: Settings) -> Sessions:
-    """With a job that runs, at its first attempt."""
-    sessions = open_database(settings)
+    return with_a_job(open_database(settings))
+
+
+def with_a_job(sessions: Sessions) -> Sessions:
+    """That runs, at its first attempt."""
     config = {"training_file": "rows.jsonl", "grader": GRADER, "max_tokens": "auto"}
     job = Job(id="ftjob-1", status="running", model="bytes", training_file="file-1", seed=1, config=config, attempt=1)
     job.method, job.model_name, job.started_at = {"type": "reinforcement"}, "ft:bytes:iro::1", 0.0
@@ -100,3 +106,37 @@ def test_a_worker_whose_model_is_away_pauses_a_job_that_runs_and_no_other(
     monkeypatch.setattr(worker, "load_alignment_job", lambda _: SimpleNamespace(Config=Config, execute=execute))
     worker.Worker(settings, sessions, "ftjob-1", 1).work()
     assert stored_job(sessions).status == after
+
+
+def test_a_webhook_that_is_deleted_as_a_job_ends_takes_nothing_from_the_job(
+    tmp_path: Path, new_database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text("{}\n")
+    settings = settings_for(tmp_path, database_url=new_database("postgresql"))
+    sessions = with_a_job(open_database(settings))
+    endpoint = {"id": "we_1", "name": "w", "url": "http://x", "secret": "whsec_"}
+    with sessions.begin() as session:
+        session.add(WebhookEndpoint(event_types=["fine_tuning.job.succeeded"], **endpoint))
+    deletions: list[int] = []
+
+    def delete_endpoint(session: Session, *_: object) -> None:
+        """Between the reading of the endpoints and the note of what they are to be told."""
+        if any(isinstance(row, Delivery) for row in session.new) and not deletions:
+            deletions.append(1)
+            with suppress(OperationalError), create_engine(settings.url).begin() as connection:
+                connection.execute(text("SET lock_timeout = '500ms'"))
+                connection.execute(delete(WebhookEndpoint.__table__))
+
+    monkeypatch.setattr(worker, "load_alignment_job", lambda _: JOB)
+    event.listen(Session, "before_flush", delete_endpoint)
+    try:
+        worker.Worker(settings, sessions, "ftjob-1", 1).work()
+    finally:
+        event.remove(Session, "before_flush", delete_endpoint)
+    assert deletions and stored_job(sessions).status == "succeeded", stored_job(sessions).error
+
+
+def test_an_error_of_the_database_shows_no_statement() -> None:
+    error = IntegrityError("INSERT INTO secrets", {"secret": 1}, Exception("violated"))
+    assert worker.explain(error) == ("server_error", "The server had an error: IntegrityError", None)
