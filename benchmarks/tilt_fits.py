@@ -117,9 +117,9 @@ def lines_of(fitted: FittedPiece, args: argparse.Namespace) -> list[JsonObject]:
 
 
 def settings(ranks: Sequence[int], with_lora: bool) -> list[tuple[str, int]]:
-    """Names and ranks of the fits."""
-    ranked = [name for name in RANKED if with_lora or name != DISTILLED]
-    return [(BIAS, 0), (WORDS, 0), *((name, rank) for name in ranked for rank in ranks)]
+    """Names and ranks of the fits: ``ranks`` are of the trainer's own."""
+    others = [name for name in RANKED if name != OWN and (with_lora or name != DISTILLED)]
+    return [(BIAS, 0), (WORDS, 0), *((OWN, rank) for rank in ranks), *((name, RANK) for name in others)]
 
 
 def summary(rows: Sequence[JsonObject]) -> list[JsonObject]:
@@ -178,8 +178,8 @@ def main() -> None:
     parser.add_argument("--pieces", type=Path, nargs="+", required=True, help="run folders of bench.tasks")
     parser.add_argument("--tasks", nargs="+", default=["keywords", "extraction", "instructions"], choices=TASKS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[4, RANK, 64])
-    parser.add_argument("--tasks-of-ranks", nargs="+", choices=TASKS, help=f"the others have rank {RANK} alone")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[4, RANK, 64], help="of the trainer's own fit")
+    parser.add_argument("--tasks-of-ranks", nargs="+", choices=TASKS, help=f"with the others it has rank {RANK} alone")
     parser.add_argument("--lora", action="store_true", help="fit a LoRA value function too: some minutes an epoch")
     parser.add_argument("--validation-samples", type=int, default=4, help="of each prompt and strength")
     parser.add_argument("--answers", type=int, default=4, help="to each held-out prompt")
