@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLUMNS = 4
+IN_LINE, LEGEND_LINE = 7, 0.2  # entries of the legend, and the height of a line of them in inches
 MARKS = "osD^v<>Ph*Xd"
 
 
@@ -95,8 +96,9 @@ def draw_panels(cells: Sequence[JsonObject], path: Path, label: str, log: bool) 
     handles = {
         label: line for axes in panels.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=min(7, len(handles)), frameon=False)
-    figure.tight_layout(rect=(0, 0.1 / lines, 1, 1))
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=IN_LINE, frameon=False)
+    legend_lines = -(-len(handles) // IN_LINE)
+    figure.tight_layout(rect=(0, (0.1 + LEGEND_LINE * legend_lines) / figure.get_figheight(), 1, 1))
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
