@@ -29,6 +29,7 @@ from iro_server.api.registry import ServedModel
 from iro_server.api.respond import Stream, whole
 from iro_server.api.response_schema import check_schema, requested_schema, response_schema
 from iro_server.api.stored_size import json_bytes
+from iro_server.api.tool_results import check_results
 from iro_server.api.tools import CallStream, ToolUse, tool_use
 from iro_server.api.unsupported import Unsupported
 from iro_server.decoding.beam import SampledTokens
@@ -78,6 +79,13 @@ class ChatRequest(Options):
             raise ValueError("it takes logprobs: true")
         return count
 
+    @field_validator("max_completion_tokens")
+    @classmethod
+    def _is_the_only_limit(cls, limit: int | None, info: ValidationInfo) -> int | None:
+        if limit and info.data.get("max_tokens"):
+            raise ValueError("it cannot be set beside max_tokens, its older name")
+        return limit
+
     @property
     def wants_logprobs(self) -> bool:
         return bool(self.logprobs)
@@ -94,6 +102,7 @@ class ChatRequest(Options):
 @router.post("/chat/completions")
 async def create(body: ChatRequest, request: Request, context: Ctx) -> Any:
     """Generate the assistant's next message."""
+    check_results(body.messages)
     model = await run_in_threadpool(served_model, body.model, body.search, context)
     use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls, model)
     schema = await answer_schema(body.response_format, use, context, model)

@@ -14,6 +14,7 @@ from pydantic_core import from_json
 from iro_server import JsonObject
 from iro_server.api.errors import APIError, bad_request
 from iro_server.api.messages import Message, Tool
+from iro_server.api.tool_results import mismatch
 from iro_server.store.row_files import SAVE_AS_UTF_8
 
 MAX_LINE = 8 * 2**20  # bytes of one row, which is read as a whole
@@ -49,6 +50,8 @@ class Row(BaseModel):
             raise ValueError(f"a row has either 'messages' or 'prompt'; this one has {fields}")
         if self.messages and self.messages[-1].role not in ("user", "tool"):
             raise ValueError("the last of 'messages' must have the role 'user' or 'tool': the model writes the answer")
+        if problem := mismatch(self.messages):
+            raise ValueError(f"messages.{problem[0]}: {problem[1]}")
         return self
 
 

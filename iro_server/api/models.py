@@ -7,7 +7,7 @@ from sqlalchemy import delete, select
 
 from iro_server import JsonObject
 from iro_server.api.context import Context, Ctx
-from iro_server.api.errors import bad_request, not_found
+from iro_server.api.errors import APIError, bad_request, not_found
 from iro_server.graders import local_models
 from iro_server.store.named import find_named
 from iro_server.store.tables import Model
@@ -42,14 +42,23 @@ def retrieve(name: str, context: Ctx) -> JsonObject:
 def remove(name: str, context: Ctx) -> JsonObject:
     """Stop serving an aligned model. Its job, and the job's checkpoints, remain."""
     if name == context.models.base:
-        raise bad_request("The base model cannot be deleted.", "model")
+        raise bad_request("The base model cannot be deleted.", "model", "base_model")
     deletion = delete(Model).where(Model.id == name, *context.owned(Model)).returning(Model.path, Model.job_id)
     with context.sessions.begin() as session:
         deleted = session.execute(deletion).first()
     if deleted is None:
-        raise not_found("model", name, "model")
+        raise _not_deletable(name, context)
     context.models.drop(*deleted)
     return {"id": name, "object": "model", "deleted": True}
+
+
+def _not_deletable(name: str, context: Context) -> APIError:
+    with context.sessions() as session:
+        row_and_job = find_named(session, name, context.caller.project)
+    if row_and_job is None or row_and_job[1].project != context.caller.project:
+        return not_found("model", name, "model")
+    message = f"{name} is a checkpoint, which cannot be deleted by itself: it is a part of the job {row_and_job[1].id}."
+    return bad_request(message, "model", "checkpoint")
 
 
 def _embedding_model(context: Context) -> str | None:

@@ -14,6 +14,7 @@ from iro_server.api.eval_requests import Tags, chat_format
 from iro_server.api.options import OnlyStreamed
 from iro_server.api.registry import ServedModel
 from iro_server.api.response_items import FunctionTool, InputItem, chat_choice, messages_of
+from iro_server.api.tool_results import check_call_ids
 from iro_server.api.tools import ToolUse, tool_use
 from iro_server.api.unsupported import Unsupported
 
@@ -100,7 +101,9 @@ class ResponseRequest(ClosedModel):
         fields: dict[str, Any] = {name: getattr(self, name) for name in names}
         fields["max_tokens"] = self.max_output_tokens
         instructions = [] if self.instructions is None else [{"role": "system", "content": self.instructions}]
-        fields["messages"] = [*instructions, *before, *messages_of(self.input)]
+        messages = [*instructions, *before, *messages_of(self.input)]
+        check_call_ids(messages)
+        fields["messages"] = messages
         if self.text is not None:
             fields["verbosity"] = self.text.verbosity
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -9,11 +10,27 @@ from pydantic import Field, TypeAdapter, ValidationError
 from iro_server import JsonObject
 from iro_server.graders.base import Grade, Grader, GraderError, Sample
 from iro_server.graders.environment import GraderEnvironment
+from iro_server.graders.label_model import LabelModel
+from iro_server.graders.model import SamplingParams
 from iro_server.graders.multi import MultiGrader, Single
+from iro_server.graders.python import PythonGrader
+from iro_server.graders.score_model import ScoreModel
+from iro_server.graders.text import StringCheck, TextSimilarity
 
 __all__ = ["Grade", "Grader", "GraderEnvironment", "GraderError", "Sample", "as_sent", "parse_grader"]
 
 _ANY: TypeAdapter[Grader] = TypeAdapter(Annotated[Single | MultiGrader, Field(discriminator="type")])
+
+_FIELDS: dict[str | int, list[str]] = {
+    "label_model": [*LabelModel.model_fields],
+    "multi": [*MultiGrader.model_fields],
+    "python": [*PythonGrader.model_fields],
+    "sampling_params": [*SamplingParams.model_fields],
+    "score_model": [*ScoreModel.model_fields],
+    "string_check": [*StringCheck.model_fields],
+    "text_similarity": [*TextSimilarity.model_fields],
+}
+"""By the step of pydantic's location that an unknown field comes after."""
 
 
 def parse_grader(spec: JsonObject, grader_environment: GraderEnvironment | None = None) -> Grader:
@@ -25,7 +42,9 @@ def parse_grader(spec: JsonObject, grader_environment: GraderEnvironment | None 
     try:
         return _ANY.validate_python(spec, context=grader_environment)
     except ValidationError as invalid:
-        error = invalid.errors(include_url=False, include_input=False)[0]
+        errors = invalid.errors(include_url=False, include_input=False)
+        # An unknown field first: it may be the one that is missing, misspelt.
+        error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
     path = _field_path(error["loc"])
     if error["type"].startswith("union_tag"):
         path.append("type")
@@ -40,6 +59,9 @@ def _message(error: Any) -> str:
         return f"there is no grader of type {context['tag']!r}, only {context['expected_tags']}"
     if error["type"] == "union_tag_not_found":
         return "a grader needs a type"
+    if error["type"] == "extra_forbidden" and (fields := _FIELDS.get(error["loc"][-2])):
+        similar = get_close_matches(str(error["loc"][-1]), fields, n=1)
+        return f"no such field; did you mean {similar[0]}?" if similar else f"no such field, only {', '.join(fields)}"
     return str(error["msg"]).removeprefix("Value error, ")
 
 

@@ -34,14 +34,16 @@ def run(config: AlignConfig, run: Run) -> JsonObject:
 def with_improvement(config: AlignConfig, run: Run, result: JsonObject) -> JsonObject:
     """``result`` of the job with ``improved``: whether the 95 % interval of the final check's gain is above 0.
 
-    Where it is not, an event says how the model is served.
+    An event gives the gain and, where it is none, says how the model is served.
     """
     check = run.checks[0]
-    if not check["holds"]:
+    got = str(check["got"]).replace("nan ± nan", "unknown")
+    got = got.replace(" ± nan", ", of a single prompt, which gives no interval")
+    gain = f"Gain: {got} ({check['name']})"
+    if check["holds"]:
+        run.emit("message", f"{gain}. The 95 % interval is above 0")
+    else:
         served = "is served all the same, as keep_unproven demands" if config.keep_unproven else FROZEN_BEHAVIOUR
-        got = str(check["got"]).replace("nan ± nan", "unknown")
-        got = got.replace(" ± nan", ", of a single prompt, which gives no interval")
-        gain = f"Gain: {got} ({check['name']})"
         run.emit("message", f"{gain}. The 95 % interval is not above 0. The aligned model {served}", level="warn")
     return result | {"improved": check["holds"]}
 

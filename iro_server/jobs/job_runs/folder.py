@@ -15,6 +15,8 @@ from pathlib import Path
 from iro_server import JsonObject
 from iro_server.alignment.entry import JobEvent
 
+PNG_END = b"IEND\xaeB`\x82"  # the chunk that closes every PNG file
+
 
 class RunFolder:
     def __init__(self, path: Path) -> None:
@@ -49,8 +51,9 @@ class RunFolder:
         return []
 
     def figure(self, name: str) -> bytes | None:
-        """The content of a PNG file of ``figures``. None: there is none of that name."""
-        return _content(self._figures / f"{name}.png") if name in self.figures() else None
+        """The content of a PNG file of ``figures``. None: there is none of that name, or it is still being drawn."""
+        content = _content(self._figures / f"{name}.png") if name in self.figures() else None
+        return content if content is not None and content.endswith(PNG_END) else None
 
     def write_request(self, kind: str, config: JsonObject) -> None:
         """``config``: ids of the stored files become their paths."""

@@ -107,6 +107,12 @@ def test_max_tokens_ends_a_completion(client):
         assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", 4)
 
 
+def test_one_limit_of_tokens_is_set(client):
+    with pytest.raises(openai.BadRequestError, match="beside max_tokens") as refused:
+        chat(client, max_tokens=4, max_completion_tokens=8)
+    assert refused.value.param == "max_completion_tokens"
+
+
 @pytest.mark.parametrize("stop", ["wör", ["good", "wör"]])
 def test_stop_strings_cut_the_text_and_its_tokens(client, stop):
     answer = chat(client, temperature=0, stop=stop, logprobs=True)

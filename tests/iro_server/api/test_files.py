@@ -95,6 +95,10 @@ def test_a_file_is_its_own_projects_alone(served):
         (b'{"messages": [{"role": "user"}]}', "messages.0: content is missing"),
         (b'{"messages": [{"role": "judge", "content": "3"}]}', "messages.0.role"),
         (b'{"messages": [{"role": "tool", "content": "3"}]}', "messages.0: a tool's message names its call"),
+        (
+            b'{"messages": [{"role": "tool", "tool_call_id": "a", "content": "3"}]}',
+            "messages.0: .* must be a response to",
+        ),
         (b'{"messages": [{"role": "assistant", "content": "3"}]}', "must have the role 'user' or 'tool'"),
         (ROW.replace(b'"label": 1', b'"tools": [{"name": "f"}]'), "tools.0.type: Field required"),
         (ROW.replace(b'"label": 1', b'"tools": "f"'), "tools: Input should be a valid list"),

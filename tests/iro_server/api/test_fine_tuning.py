@@ -116,6 +116,14 @@ def test_a_deleted_model_is_no_longer_served(client):
         client.models.delete("bytes")
 
 
+def test_a_checkpoint_that_is_to_be_deleted_is_said_to_be_one(client, job):
+    name = client.fine_tuning.jobs.checkpoints.list(job.id).data[0].fine_tuned_model_checkpoint
+    with pytest.raises(openai.BadRequestError, match=f"a checkpoint, .* a part of the job {job.id}") as refused:
+        client.models.delete(name)
+    assert (refused.value.param, refused.value.code) == ("model", "checkpoint")
+    assert client.models.retrieve(name).id == name
+
+
 def with_reinforcement(**changes):
     return {"method": {"type": "reinforcement", "reinforcement": {"grader": GRADER} | changes}}
 

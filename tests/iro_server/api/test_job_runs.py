@@ -13,9 +13,10 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from iro_server.jobs import lock
-from iro_server.jobs.job_runs.folder import RunFolder
+from iro_server.jobs.job_runs.folder import PNG_END, RunFolder
 from iro_server.jobs.job_runs.kinds import path_fields
 from iro_server.store.database import open_database
 from iro_server.store.tables import JobRun, new_id
@@ -125,13 +126,29 @@ def test_reads_of_a_run_that_is_being_deleted_answer_or_say_that_it_is_gone(serv
             (out / "figures").mkdir(parents=True)
             (out / "metrics.jsonl").write_text('{"step": 1}\n')
             (out / "result.json").write_text("{}")
-            (out / "figures" / "curve.png").write_bytes(b"\x89PNG" * 10_000)
+            (out / "figures" / "curve.png").write_bytes(b"\x89PNG" * 10_000 + PNG_END)
             id = run.id
             with open_database(served.settings).begin() as session:
                 session.add(run)
             reads = [readers.submit(read, id, part) for part in parts]
             served.http.delete(f"iro/job_runs/{id}").raise_for_status()
             assert all(read.result() <= {200, 404} for read in reads)
+
+
+def test_a_figure_that_is_being_drawn_is_not_there_yet(served: SimpleNamespace) -> None:
+    run = JobRun(id=new_id("jobrun_"), kind=COT["kind"], name="", config={}, status="succeeded")
+    path, id = served.settings.run_dir(run.id) / "run" / "figures" / "curve.png", run.id
+    path.parent.mkdir(parents=True)
+    with open_database(served.settings).begin() as session:
+        session.add(run)
+    with Image.new("L", (8, 8)) as image:
+        image.save(path)
+    whole = path.read_bytes()
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        assert served.http.get(f"iro/job_runs/{id}/figures/curve").json()["error"]["code"] == "figure_not_found"
+    path.write_bytes(whole)
+    assert served.http.get(f"iro/job_runs/{id}/figures/curve").content == whole
 
 
 @pytest.mark.slow(6)

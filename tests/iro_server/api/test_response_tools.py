@@ -124,6 +124,25 @@ def test_results_go_back_by_the_previous_response_or_in_the_input(caller):
     assert [(item.type, item.output) for item in shown] == [("function_call_output", "rain")] * 2
 
 
+def test_a_result_may_stand_apart_from_its_call(client):
+    """Clients that keep a turn in the order in which it came send the text between both."""
+    text = {"type": "message", "role": "assistant", "content": "I look."}
+    assert respond(client, input=[CALL_ITEM, text, RESULT_ITEM]).status == "completed"
+
+
+def test_calls_and_results_are_matched_over_the_whole_conversation(caller):
+    first = respond(caller)
+    with pytest.raises(openai.BadRequestError, match=f"No tool output found for .*{first.output[1].call_id}") as error:
+        respond(caller, input="and now?", previous_response_id=first.id)
+    assert error.value.param == "input"
+    with pytest.raises(openai.BadRequestError, match="No tool call found for function call output with call_id c1"):
+        respond(caller, input=[RESULT_ITEM, CALL_ITEM])
+
+
+CALL_ITEM = {"type": "function_call", "call_id": "c1", "name": "get_time", "arguments": "{}"}
+RESULT_ITEM = {"type": "function_call_output", "call_id": "c1", "output": "noon"}
+
+
 @pytest.mark.parametrize(
     ("options", "param"),
     [

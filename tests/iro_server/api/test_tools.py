@@ -135,6 +135,9 @@ def test_results_go_back_to_the_model(caller):
         assert chat(caller, messages=[*HI, sent, *results]).usage.prompt_tokens > chat(caller).usage.prompt_tokens + 100
 
 
+CALL = {"id": "a", "type": "function", "function": {"name": "get_time", "arguments": "{}"}}
+CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+RESULT = {"role": "tool", "tool_call_id": "a", "content": "noon"}
 BAD = [
     ({"tools": []}, "tools"),
     ({"tools": [{"type": "custom", "custom": {"name": "a"}}]}, "tools.0.type"),
@@ -143,6 +146,11 @@ BAD = [
     ({"tool_choice": {"type": "function", "function": {"name": "unknown"}}}, "tool_choice"),
     ({"tool_choice": "always"}, "tool_choice"),
     ({"messages": [*HI, {"role": "tool", "content": "sunny"}]}, "messages.1"),
+    ({"messages": [*HI, RESULT]}, "messages.1"),
+    ({"messages": [*HI, CALLING, RESULT | {"tool_call_id": "b"}]}, "messages.2"),
+    ({"messages": [*HI, CALLING, RESULT, *HI, RESULT]}, "messages.4"),
+    ({"messages": [*HI, CALLING, *HI]}, "messages.1"),
+    ({"messages": [*HI, CALLING | {"tool_calls": [CALL, CALL | {"id": "b"}]}, RESULT]}, "messages.1"),
     ({"messages": [{"role": "user", "content": "a", "tool_calls": []}, {"role": "assistant"}]}, "messages.1.content"),
 ]
 
@@ -170,10 +178,13 @@ def test_messages_that_the_chat_template_cannot_render_are_a_bad_request(tmp_pat
         "content": None,
         "tool_calls": [{"id": "a", "type": "function", "function": function}],
     }
-    items = [{"type": "function_call", "call_id": "a", **function}]
+    items = [
+        {"type": "function_call", "call_id": "a", **function},
+        {"type": "function_call_output", "call_id": "a", "output": "noon"},
+    ]
     with serving(settings_for(tmp_path), engine) as client:
         with pytest.raises(openai.BadRequestError, match="chat template cannot render") as refused:
-            chat(client, messages=[*HI, called])
+            chat(client, messages=[*HI, called, RESULT])
         with pytest.raises(openai.BadRequestError, match="chat template cannot render") as of_response:
             client.responses.create(model="bytes", input=items, tools=RESPONSE_TOOLS)
     assert (refused.value.param, of_response.value.param) == ("messages", "input")

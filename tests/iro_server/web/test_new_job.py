@@ -31,6 +31,8 @@ WRONG = {
     "a user's call": json.dumps({"messages": [CALLING | {"role": "user"}]}),
     "a call without arguments": json.dumps({"messages": [CALLING | {"tool_calls": [{"id": "c"}]}, RESULT]}),
     "a result of no call": '{"messages": [{"role": "tool", "content": "rain"}]}',
+    "a result of another call": json.dumps({"messages": [CALLING, RESULT | {"tool_call_id": "d"}]}),
+    "a call without a result": json.dumps({"messages": [CALLING, {"role": "user", "content": "rain?"}]}),
     "a tool without a name": json.dumps({"prompt": "a", "tools": [{"type": "function", "function": {}}]}),
 }
 TOOL_ROW = json.dumps({"messages": [{"role": "user", "content": "rain?"}, CALLING, RESULT], "tools": [WEATHER]})

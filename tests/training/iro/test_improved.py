@@ -37,11 +37,11 @@ def unproven(config: AlignConfig, rewarded: int) -> AlignConfig:
     return config.model_copy(update={"grader": {"type": "python", "source": source, "workers": 1}})
 
 
-def execute(config: AlignConfig, folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """The result, and the warnings."""
+def execute(config: AlignConfig, folder: Path, level: str = "warn") -> tuple[dict[str, Any], list[str]]:
+    """The result, and the messages of the events of this ``level``."""
     events: list[dict[str, Any]] = []
     result = improvement_job().execute(config, folder, on_event=events.append)
-    return result, [event["message"] for event in events if event["level"] == "warn"]
+    return result, [event["message"] for event in events if event["level"] == level]
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])
@@ -58,6 +58,12 @@ def test_one_prompt_gives_no_interval() -> None:
 def test_a_proven_gain_is_an_improvement(config: AlignConfig, tmp_path: Path) -> None:
     result, warnings = execute(config, tmp_path / "run")
     assert result["improved"] is True and result["checks"][0]["holds"] and not warnings
+
+
+def test_an_event_gives_the_gain(config: AlignConfig, tmp_path: Path) -> None:
+    result, messages = execute(config, tmp_path / "run", level="info")
+    (check,) = result["checks"]
+    assert messages[-1] == f"Gain: {check['got']} ({check['name']}). The 95 % interval is above 0"
 
 
 @pytest.mark.parametrize("keep", [False, True])

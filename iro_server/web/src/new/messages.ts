@@ -17,6 +17,24 @@ export function checkMessages(messages: unknown): void {
   messages.forEach((message) => checkMessage(isObject(message) ? message : {}));
   if (!ANSWERED.includes((messages.at(-1) as Json).role as string))
     throw new Error('the last message must have the role "user" or "tool": the model writes the answer');
+  checkResults(messages as Json[]);
+}
+
+function checkResults(messages: Json[]): void {
+  let [calls, unanswered] = [new Set<unknown>(), new Set<unknown>()];
+  for (const { role, tool_call_id, tool_calls } of messages) {
+    if (role === "tool") {
+      if (!calls.has(tool_call_id))
+        throw new Error('a message with the role "tool" must answer one of the "tool_calls" before it, by its "id"');
+      unanswered.delete(tool_call_id);
+    } else {
+      if (unanswered.size > 0) break;
+      calls = new Set(((tool_calls ?? []) as Json[]).map((call) => call.id));
+      unanswered = new Set(calls);
+    }
+  }
+  if (unanswered.size > 0)
+    throw new Error('a message with "tool_calls" must be followed by a message with the role "tool" for each of them');
 }
 
 function checkMessage(message: Json): void {
