@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iro_server.engines.base import Sampling
-from iro_server.engines.embedded import AHEAD, COMPACT, EmbeddedEngine
+from iro_server.engines.embedded import AHEAD, COMPACT, EmbeddedEngine, EmbeddedSession
 from iro_server.engines.memory import EngineOutOfMemory
 from iro_server.engines.sequences import SequenceGroup
 from tests.iro_server.engines.tiny import VOCABULARY, random_prompt, save_tiny_model
@@ -111,16 +111,10 @@ def test_a_row_that_stops_is_drawn_no_further(engine: EmbeddedEngine, monkeypatc
     assert drawn == tokens[: tokens.index(tokens[5]) + 1] and len(steps.rows) == len(drawn)
 
 
-def test_parts_that_are_drawn_by_now_come_together(
-    shared_engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps = Steps(shared_engine, monkeypatch)
-
-    async def ahead(taken: int) -> None:
-        """Return when the engine has drawn as far ahead of ``taken`` tokens as it goes."""
-        while len(steps.rows) < min(30, taken + 2 * AHEAD):
+def test_parts_that_are_drawn_by_now_come_together(shared_engine: EmbeddedEngine) -> None:
+    async def all_drawn(session: EmbeddedSession) -> None:
+        while not all(work.done.done() for work in session._asked):
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)  # the last step's tokens reach the session
 
     async def go() -> tuple[list[int], list[int]]:
         session = await shared_engine.open(PROMPT, Sampling(seed=1))
@@ -130,7 +124,7 @@ def test_parts_that_are_drawn_by_now_come_together(
             chunk = await session.extend([0], 1, min(2, remaining), max(0, remaining - 2))
             lengths.append(int(chunk.lengths_R))
             tokens += chunk.tokens_RL[0].tolist()
-            await asyncio.wait_for(ahead(len(tokens)), 30)
+            await asyncio.wait_for(all_drawn(session), 30)
         session.close()
         return tokens, lengths
 
