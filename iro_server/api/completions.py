@@ -102,7 +102,7 @@ def _token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | list[int], max_
             prompt.encode()
         except UnicodeEncodeError as error:  # JSON may spell half a surrogate pair, which no tokenizer takes
             message = f"Invalid 'prompt': it is no Unicode at character {error.start}: {error.reason}"
-            raise bad_request(message, "prompt", "invalid_value") from None
+            raise bad_request(message, "prompt") from None
         return text_prompt_ids(tokenizer, prompt)
     if max(prompt) >= len(tokenizer):
         raise bad_request(f"Invalid 'prompt': the model has token ids up to {len(tokenizer) - 1}.", "prompt")

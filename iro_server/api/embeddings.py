@@ -114,7 +114,7 @@ def _check_ids(inputs: list[list[int]], model: str, size: int) -> None:
     """400 for a token id that the vocabulary, of ``size`` ids, does not have."""
     if unknown := next((token for tokens in inputs for token in tokens if token >= size), None):
         message = f"Invalid 'input': token {unknown}; {model} has ids up to {size - 1}. Send texts: other models'"
-        raise bad_request(f"{message} token ids mean nothing to it.", "input", "invalid_value")
+        raise bad_request(f"{message} token ids mean nothing to it.", "input")
 
 
 def _too_long(number: int, length: str, longest: int) -> APIError:

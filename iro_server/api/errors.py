@@ -101,7 +101,7 @@ class APIError(Exception):
         }
 
 
-def bad_request(message: str, param: str | None = None, code: str | None = None) -> APIError:
+def bad_request(message: str, param: str | None = None, code: str | None = "invalid_value") -> APIError:
     return APIError(400, message, param=param, code=code)
 
 
@@ -169,7 +169,7 @@ DOMAIN_ERRORS: dict[type[Exception], Callable[[Any], APIError]] = {
     RateLimitExceeded: _rate_limit,
     RequestTooLarge: lambda error: bad_request(str(error), "max_tokens", "too_many_tokens"),
     SchemaViolated: _violated_schema,
-    SchemaRefused: lambda error: bad_request(f"The schema of the answer: {error}", "response_format", "invalid_value"),
+    SchemaRefused: lambda error: bad_request(f"The schema of the answer: {error}", "response_format"),
     ServerStopping: lambda error: APIError(503, str(error), code="server_stopping", headers={"Retry-After": "2"}),
     TooManyWaiting: lambda error: APIError(503, str(error), code="overloaded", headers={"Retry-After": "2"}),
 }
@@ -198,7 +198,7 @@ def _first_mistake(errors: Sequence[JsonObject] | Sequence[ErrorDetails], prefix
         path.append(field)
     param = ".".join(path) or None
     if first["type"] == "json_invalid":
-        return bad_request("We could not parse the JSON body of your request.")
+        return bad_request("We could not parse the JSON body of your request.", code="invalid_json")
     if first["type"] == "extra_forbidden":
         message = f"Unrecognized request argument supplied: {param}{_intended(param or '')}"
         return bad_request(message, param, "unknown_parameter")
@@ -211,8 +211,8 @@ def _first_mistake(errors: Sequence[JsonObject] | Sequence[ErrorDetails], prefix
         )
     message = first["msg"].removeprefix("Value error, ")
     if param is None:
-        return bad_request(_problem_of_body(first, message), None, "invalid_value")
-    return bad_request(f"Invalid '{param}': {message}", param, "invalid_value")
+        return bad_request(_problem_of_body(first, message))
+    return bad_request(f"Invalid '{param}': {message}", param)
 
 
 def _problem_of_body(mistake: JsonObject | ErrorDetails, message: str) -> str:
@@ -298,12 +298,12 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(DataError)
     async def unstorable(_: Request, error: DataError) -> JSONResponse:
         log.info("a request holds what the database does not take", exc_info=error)
-        return answer(bad_request("The request holds a value that cannot be stored.", code="invalid_value"))
+        return answer(bad_request("The request holds a value that cannot be stored."))
 
     @app.exception_handler(UnicodeEncodeError)
     async def unwritable(_: Request, error: UnicodeEncodeError) -> JSONResponse:
         message = f"The request holds text that is no Unicode, such as half a surrogate pair: {error.reason}."
-        return answer(bad_request(message, code="invalid_value"))
+        return answer(bad_request(message))
 
     @app.exception_handler(ClientGone)
     async def gone(_: Request, _error: ClientGone) -> Response:

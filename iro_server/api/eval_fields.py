@@ -8,6 +8,7 @@ from typing import Any
 from iro_server import JsonObject, JsonValue
 from iro_server.api.errors import bad_request
 from iro_server.engines.quoted_tokens import strings
+from iro_server.graders.json_schema import Schema
 from iro_server.graders.templates import item_fields
 from iro_server.jobs.evals.criteria import criterion_names
 
@@ -22,6 +23,19 @@ def check_fields(
         _check(_fields_of_messages(input_messages) - present, "the messages read", "data_source.input_messages")
     for name, criterion in zip(criterion_names(criteria), criteria, strict=True):
         _check(_fields_of(_templates(criterion)) - present, f"the criterion {name!r} reads", "data_source.source")
+
+
+def check_schema_has_fields(schema: Schema, criteria: Sequence[JsonObject]) -> None:
+    """400 for a criterion's template that reads a field of which ``schema`` says that no item has it."""
+    if not isinstance(schema, dict) or schema.get("additionalProperties") is not False or "patternProperties" in schema:
+        return
+    fields = set(schema.get("properties", {}))
+    for number, criterion in enumerate(criteria):
+        if absent := _fields_of(_templates(criterion)) - fields:
+            param = f"testing_criteria.{number}"
+            only = f"its properties are {', '.join(sorted(fields))}" if fields else "it has no properties"
+            message = f"Invalid '{param}': it reads item.{min(absent)}, which item_schema does not allow: {only}"
+            raise bad_request(message, param, "invalid_grader")
 
 
 def _templates(spec: JsonValue) -> JsonValue:

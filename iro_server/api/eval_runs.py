@@ -85,7 +85,7 @@ def _as_sent(body: RunRequest) -> JsonObject:
     try:
         source = body.data_source.model_dump(mode="json", exclude_none=True)
     except ValueError as error:  # of the parameters: the items are checked
-        raise bad_request("Invalid 'data_source': it is nested too deep", "data_source", "invalid_value") from error
+        raise bad_request("Invalid 'data_source': it is nested too deep", "data_source") from error
     for message in source.get("input_messages", {}).get("template", []):  # read as a list of texts, which are joined
         message["content"] = {"type": "input_text", "text": "".join(message["content"])}
     return source

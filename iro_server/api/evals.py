@@ -11,6 +11,7 @@ from sqlalchemy import delete
 from iro_server import JsonObject
 from iro_server.api.context import Context, Ctx, Limit, Order
 from iro_server.api.errors import APIError, bad_request, not_found
+from iro_server.api.eval_fields import check_schema_has_fields
 from iro_server.api.eval_requests import DataSourceConfig, EvalRequest, EvalUpdate
 from iro_server.api.graders import check_grader
 from iro_server.api.listing import list_response
@@ -40,9 +41,10 @@ def _create(body: EvalRequest, context: Context) -> JsonObject:
         check_schema(config["item_schema"])
     except ValueError as error:
         param = "data_source_config.item_schema"
-        raise bad_request(f"Invalid '{param}': {error}", param, "invalid_value") from error
+        raise bad_request(f"Invalid '{param}': {error}", param) from error
     for number, criterion in enumerate(body.testing_criteria):
         check_criterion(criterion, f"testing_criteria.{number}", context)
+    check_schema_has_fields(config["item_schema"], body.testing_criteria)
     evaluation = t.Eval(
         id=t.new_id("eval_"),
         project=context.caller.project,
@@ -61,7 +63,7 @@ def _stored_config(config: DataSourceConfig) -> JsonObject:
         return config.stored()
     except ValueError as error:
         param = "data_source_config"
-        raise bad_request(f"Invalid '{param}': it is nested too deep", param, "invalid_value") from error
+        raise bad_request(f"Invalid '{param}': it is nested too deep", param) from error
 
 
 def check_criterion(criterion: JsonObject, param: str, context: Context) -> None:
@@ -72,7 +74,7 @@ def check_criterion(criterion: JsonObject, param: str, context: Context) -> None
         raise bad_request(message, f"{param}.pass_threshold", "missing_required_parameter")
     if least is not None and (isinstance(least, bool) or not isinstance(least, int | float)):
         message = f"Invalid '{param}.pass_threshold': Input should be a valid number"
-        raise bad_request(message, f"{param}.pass_threshold", "invalid_value")
+        raise bad_request(message, f"{param}.pass_threshold")
     try:
         grader = check_grader(grader_spec(criterion), context)
         grader.close()

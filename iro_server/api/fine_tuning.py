@@ -20,7 +20,7 @@ from iro_server.api import files
 from iro_server.api.context import Context, Ctx, Limit, list_object
 from iro_server.api.errors import APIError, bad_request
 from iro_server.api.file_links import link_file
-from iro_server.api.graders import check_grader
+from iro_server.api.graders import check_grader_of_job
 from iro_server.api.job_request import JobRequest
 from iro_server.api.listing import list_response
 from iro_server.api.quotas import check_jobs
@@ -133,7 +133,7 @@ def _check_model(body: JobRequest, context: Context) -> None:
 
 def _check_grader(body: JobRequest, context: Context) -> None:
     try:
-        check_grader(body.method.reinforcement.grader, context).close()
+        check_grader_of_job(body.method.reinforcement.grader, context)
     except APIError as error:
         error.param = f"method.reinforcement.{error.param}"
         raise
@@ -154,7 +154,7 @@ def _metadata_filter(query: QueryParams) -> list[ColumnElement[bool]]:
     for name, value in query.multi_items():
         if name == "metadata":
             if value != "null":
-                raise bad_request("Filter by metadata[key]=value, or metadata=null.", "metadata", "invalid_value")
+                raise bad_request("Filter by metadata[key]=value, or metadata=null.", "metadata")
             where.append(t.Job.job_metadata.is_(None))
         elif name.startswith("metadata[") and name.endswith("]"):
             where.append(_carries(name[len("metadata[") : -1], value))

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import time
+from collections.abc import Callable
 from typing import Any, get_args
 
 from fastapi import APIRouter, Request, Response
@@ -18,7 +19,8 @@ from iro_server.api.errors import api_error, bad_request
 from iro_server.api.registry import ModelMismatch, ModelNotFound, ModelUnreadable
 from iro_server.concurrency.disconnect import unless_gone
 from iro_server.graders.base import Flag, Grade, Grader, GraderError, Sample, TextTooLong, check_length
-from iro_server.graders.parsing import as_sent, parse_grader
+from iro_server.graders.environment import GraderEnvironment
+from iro_server.graders.parsing import as_sent, parse_grader, parse_grader_of_job
 from iro_server.telemetry.control_characters import escaped
 from iro_server.telemetry.grading import graded
 
@@ -56,7 +58,7 @@ class RunRequest(ValidateRequest):
 @router.post("/validate")
 async def validate(body: ValidateRequest, context: Ctx) -> Response:
     """The grader as it was sent, where a job would accept it."""
-    await context.grading.run(context.caller.project, lambda: check_grader(body.grader, context).close())
+    await context.grading.run(context.caller.project, check_grader_of_job, body.grader, context)
     return _json({"grader": body.grader})
 
 
@@ -74,11 +76,18 @@ async def run(body: RunRequest, request: Request, context: Ctx) -> Response:
         await run_in_threadpool(grader.close)  # which ends a call that nobody waits for any more
 
 
-def check_grader(spec: JsonObject, context: Context) -> Grader:
+def check_grader_of_job(spec: JsonObject, context: Context) -> None:
+    """As ``check_grader``; 400 too where a job could not learn from the grader."""
+    check_grader(spec, context, parse_grader_of_job).close()
+
+
+def check_grader(
+    spec: JsonObject, context: Context, parse: Callable[[JsonObject, GraderEnvironment], Grader] = parse_grader
+) -> Grader:
     """The caller's grader, to be closed. 400 where it is wrong, or asks a model that the caller does not have."""
     grader_environment = context.grader_environment.model_copy(update={"project": context.caller.project})
     try:
-        grader = parse_grader(spec, grader_environment)
+        grader = parse(spec, grader_environment)
     except GraderError as error:
         raise bad_request(error.message, error.param, "invalid_grader") from error
     for field, model in grader.served_models().items():

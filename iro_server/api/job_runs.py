@@ -56,7 +56,7 @@ def create(body: JobRunRequest, context: Ctx) -> JsonObject:
     kind = _kind(body.kind)
     if body.preset is not None and body.preset not in kind["presets"]:
         presets = ", ".join(kind["presets"]) or "none"
-        raise bad_request(f"{body.kind} has no preset '{body.preset}'. It has: {presets}.", "preset", "invalid_value")
+        raise bad_request(f"{body.kind} has no preset '{body.preset}'. It has: {presets}.", "preset")
     preset = kind["presets"][body.preset] if body.preset else {}
     config = _defaults(kind) | preset | body.config
     _check_config(kind["config_schema"], config)
@@ -169,7 +169,7 @@ def _check_operator(context: Context) -> None:
 def _kind(name: str) -> JobKind:
     kinds = job_kinds()
     if name not in kinds:
-        raise bad_request(f"No batch job '{name}'. There are: {', '.join(kinds)}.", "kind", "invalid_value")
+        raise bad_request(f"No batch job '{name}'. There are: {', '.join(kinds)}.", "kind")
     if problem := kinds[name]["problem"]:
         raise bad_request(f"{problem}.", "kind", "job_unavailable")
     return kinds[name]
@@ -188,7 +188,7 @@ def _check_config(schema: JsonObject, config: JsonObject) -> None:
         raise bad_request(f"Unrecognized field of the config: {field}", f"config.{field}", "unknown_parameter")
     for error in sorted(Draft202012Validator(schema).iter_errors(config), key=lambda error: list(map(str, error.path))):
         param = ".".join(["config", *map(str, error.path)])
-        raise bad_request(f"Invalid '{param}': {error.message[:500]}", param, "invalid_value")
+        raise bad_request(f"Invalid '{param}': {error.message[:500]}", param)
 
 
 def _named_files(context: Context, schema: JsonObject, preset: JsonObject, sent: JsonObject) -> dict[str, str]:

@@ -221,7 +221,7 @@ class Options(BaseModel):
         if unknown := [token for token in biases if token >= len(model.engine.tokenizer)]:
             last = len(model.engine.tokenizer) - 1
             message = f"Invalid 'logit_bias': token {unknown[0]}; the model has ids up to {last}."
-            raise bad_request(message, "logit_bias", "invalid_value")
+            raise bad_request(message, "logit_bias")
         adjusted = replace(
             sampling,
             schema=schema,

@@ -24,7 +24,7 @@ class Reinforcement(ClosedModel):
         try:
             parse_response_format(self.response_format or {"type": "text"})
         except ValueError as error:
-            raise bad_request(f"Invalid '{param}': {error}", param, "invalid_value") from error
+            raise bad_request(f"Invalid '{param}': {error}", param) from error
 
     def options(self) -> JsonObject:
         """The config fields that this method sets.
@@ -56,7 +56,7 @@ class Reinforcement(ClosedModel):
         elif successors > MAX_SUCCESSORS:
             message = f"num_successors is {successors}, over {MAX_SUCCESSORS}"
         if message is not None:
-            raise bad_request(message, f"method.reinforcement.{self._field_of_rows()}", "invalid_value")
+            raise bad_request(message, f"method.reinforcement.{self._field_of_rows()}")
 
     def _field_of_rows(self) -> str:
         """The field to blame for too many rows."""

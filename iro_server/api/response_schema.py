@@ -72,4 +72,4 @@ def _check(schema: str, model: ServedModel, param: str) -> None:
 
 
 def _refused(param: str, error: ValueError) -> APIError:
-    return bad_request(f"Invalid '{param}': {error}", param, "invalid_value")
+    return bad_request(f"Invalid '{param}': {error}", param)

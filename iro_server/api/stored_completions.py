@@ -77,7 +77,7 @@ def list_completions(
         (match[1], value) for name, value in request.query_params.multi_items() if (match := FILTER.fullmatch(name))
     ]
     if len(wanted) > MAX_TAGS:
-        raise bad_request(f"Invalid 'metadata': more than {MAX_TAGS} keys to filter by", "metadata", "invalid_value")
+        raise bad_request(f"Invalid 'metadata': more than {MAX_TAGS} keys to filter by", "metadata")
     filters, ascending = selected(wanted, model), order == "asc"
     return list_response(context, t.Completion, show, filters=filters, limit=limit, after=after, ascending=ascending)
 

@@ -24,6 +24,6 @@ def check_finite(value: object, param: str) -> None:
     try:
         json.dumps(value, allow_nan=False)
     except ValueError as error:
-        raise bad_request(f"Invalid '{param}': it holds a number that is not finite", param, "invalid_value") from error
+        raise bad_request(f"Invalid '{param}': it holds a number that is not finite", param) from error
     except RecursionError as error:  # from deeper in the stack than where it was read
-        raise bad_request(f"Invalid '{param}': it is nested too deep", param, "invalid_value") from error
+        raise bad_request(f"Invalid '{param}': it is nested too deep", param) from error

@@ -22,7 +22,7 @@ def check_results(messages: Sequence[Message]) -> None:
     result answers one of these calls."""
     if problem := mismatch(messages):
         index, message = problem
-        raise bad_request(f"Invalid 'messages.{index}': {message}.", f"messages.{index}", "invalid_value")
+        raise bad_request(f"Invalid 'messages.{index}': {message}.", f"messages.{index}")
 
 
 def mismatch(messages: Sequence[Message]) -> tuple[int, str] | None:
@@ -60,4 +60,4 @@ def check_call_ids(messages: Sequence[JsonObject]) -> None:
 
 
 def _of_input(message: str) -> APIError:
-    return bad_request(message, "input", "invalid_value")
+    return bad_request(message, "input")

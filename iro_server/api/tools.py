@@ -53,11 +53,11 @@ def tool_use(tools: list[Tool] | None, choice: JsonValue, parallel: bool | None,
     offered = [tool.function.name for tool in tools or []]
     if unknown := set(names or []) - set(offered):
         message = f"Invalid 'tool_choice': no function {min(unknown)} in tools."
-        raise bad_request(message, "tool_choice", "invalid_value")
+        raise bad_request(message, "tool_choice")
     is_shown = mode == "named" or names is None
     functions = [tool.plain() for tool in tools or [] if is_shown or tool.function.name in (names or [])]
     if mode == "required" and not functions:
-        raise bad_request("'tool_choice' is only allowed when 'tools' are specified.", "tool_choice", "invalid_value")
+        raise bad_request("'tool_choice' is only allowed when 'tools' are specified.", "tool_choice")
     if mode == "none" or not functions:
         return None
     described = Tools.of_item(model.engine.tokenizer, functions)

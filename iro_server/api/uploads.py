@@ -51,7 +51,7 @@ class Completion(BaseModel):
 def create(body: UploadRequest, context: Ctx) -> JsonObject:
     """Begin an upload, which takes parts for an hour."""
     if body.bytes > context.settings.max_upload_bytes:
-        raise bad_request(f"A file is at most {context.settings.max_upload_bytes} bytes.", "bytes", "invalid_value")
+        raise bad_request(f"A file is at most {context.settings.max_upload_bytes} bytes.", "bytes")
     check_file(context, body.bytes)
     created = t.now()
     upload = t.Upload(

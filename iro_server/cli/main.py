@@ -206,7 +206,7 @@ def align(
     **options: Any,
 ) -> None:
     """Fit value functions that steer a model towards a grader's reward."""
-    from iro_server.graders.parsing import parse_grader
+    from iro_server.graders.parsing import parse_grader_of_job
 
     job = load_batch_job("align")
     files, overrides = arguments[: 1 if dataset else 2], arguments[1 if dataset else 2 :]
@@ -221,7 +221,7 @@ def align(
     config = {"training_file": str(train), "grader": grader, **options, **_parse(overrides)}
     if validation is not None:
         config["validation_file"] = str(_existing(validation))
-    parse_grader(config["grader"]).close()  # refused before the model is loaded
+    parse_grader_of_job(config["grader"]).close()  # refused before the model is loaded
     directory = model_dir(model)
     config |= {"model_dir": str(directory), "model_name": model_name(model)}
     result = _execute(job, config, out)

@@ -164,6 +164,10 @@ class Grader(BaseModel, ABC):
         """The fields of items that it is known to read."""
         return set()
 
+    def reads_sample(self) -> bool:
+        """False where every sample of an item surely has the same reward, since none of it is read."""
+        return True
+
     def wait_for_limits(self) -> None:
         """Have requests to this server's models that meet their key's limit per minute wait until it has room, or the
         grader is closed."""

@@ -90,6 +90,9 @@ class MultiGrader(Grader):
     def item_fields(self) -> set[str]:
         return set().union(*(grader.item_fields() for grader in self.graders.values()))
 
+    def reads_sample(self) -> bool:
+        return any(grader.reads_sample() for grader in self.graders.values())
+
     def grade_many(self, pairs: Sequence[tuple[Sample, Item]]) -> list[Grade]:
         by_grader = {name: _grades(grader, pairs) for name, grader in self.graders.items()}
         return [self._combine({name: grades[i] for name, grades in by_grader.items()}) for i in range(len(pairs))]

@@ -17,7 +17,16 @@ from iro_server.graders.python import PythonGrader
 from iro_server.graders.score_model import ScoreModel
 from iro_server.graders.text import StringCheck, TextSimilarity
 
-__all__ = ["Grade", "Grader", "GraderEnvironment", "GraderError", "Sample", "as_sent", "parse_grader"]
+__all__ = [
+    "Grade",
+    "Grader",
+    "GraderEnvironment",
+    "GraderError",
+    "Sample",
+    "as_sent",
+    "parse_grader",
+    "parse_grader_of_job",
+]
 
 _ANY: TypeAdapter[Grader] = TypeAdapter(Annotated[Single | MultiGrader, Field(discriminator="type")])
 
@@ -51,6 +60,17 @@ def parse_grader(spec: JsonObject, grader_environment: GraderEnvironment | None 
     param = as_sent(spec, path)
     message = _message(error)
     raise GraderError(f"{param}: {message}", param)
+
+
+def parse_grader_of_job(spec: JsonObject, grader_environment: GraderEnvironment | None = None) -> Grader:
+    """As ``parse_grader``. Raises GraderError too for a grader that reads nothing of what the model answers: all
+    answers would have the same reward."""
+    grader = parse_grader(spec, grader_environment)
+    if grader.reads_sample():
+        return grader
+    grader.close()
+    message = "it reads nothing of the model's answer; put {{ sample.output_text }} in one of its fields"
+    raise GraderError(f"grader: {message}", "grader")
 
 
 def _message(error: Any) -> str:

@@ -12,7 +12,7 @@ from pydantic import PrivateAttr
 from iro_server import JsonObject
 from iro_server.graders.base import Grade, Grader, Item, Sample, TextTooLong
 from iro_server.graders.environment import GraderEnvironment
-from iro_server.graders.templates import MissingField, item_fields, render
+from iro_server.graders.templates import MissingField, item_fields, reads_sample, render
 
 Filled = TypeVar("Filled")
 
@@ -31,6 +31,9 @@ class TemplatedGrader(Grader, Generic[Filled]):
 
     def item_fields(self) -> set[str]:
         return set().union(*map(item_fields, self.templates()))
+
+    def reads_sample(self) -> bool:
+        return any(map(reads_sample, self.templates()))
 
     @abstractmethod
     def fill(self, scope: JsonObject) -> Filled:

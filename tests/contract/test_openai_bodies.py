@@ -34,7 +34,7 @@ from tests.iro_server.api.batches import chat, lines_of, uploaded
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import serving, settings_for, upload
 
-GRADER = {"type": "string_check", "name": "a", "input": "a", "reference": "a", "operation": "eq"}
+GRADER = {"type": "string_check", "name": "a", "input": "{{sample.output_text}}", "reference": "a", "operation": "eq"}
 METHOD = {"type": "reinforcement", "reinforcement": {"grader": GRADER}}
 SOURCE = "def grade(sample, item):\n    return 1\n"
 HOOK = {"name": "a", "url": "https://example.com/", "event_types": ["fine_tuning.job.failed"]}

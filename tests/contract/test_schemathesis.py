@@ -25,7 +25,8 @@ from tests.iro_server.api.test_webhooks import Receiver
 
 ROW = b'{"messages": [{"role": "user", "content": "say z"}]}\n'
 HOOK = {"name": "mine", "event_types": ["fine_tuning.job.cancelled"]}
-ASKING = {"type": "score_model", "name": "a", "model": "bytes", "input": [{"role": "user", "content": "{{item.x}}"}]}
+ASKED = [{"role": "user", "content": "{{item.x}}: {{sample.output_text}}"}]
+ASKING = {"type": "score_model", "name": "a", "model": "bytes", "input": ASKED}
 SIMILAR = {"type": "text_similarity", "name": "a", "input": "{{sample.output_text}}", "reference": "z"}
 METHOD = {"type": "reinforcement", "reinforcement": {"grader": GRADER}}
 SECONDS = 2.0  # that no request may take

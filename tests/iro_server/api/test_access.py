@@ -22,7 +22,7 @@ from iro_server.store import keys
 from iro_server.store.database import open_database
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.evals import SAYS_Z, new_eval, run_eval
-from tests.iro_server.api.serving import conforms, ended, serving, settings_for, start_job, upload, wait_for
+from tests.iro_server.api.serving import GRADER, conforms, ended, serving, settings_for, start_job, upload, wait_for
 
 pytestmark = pytest.mark.usefixtures("brief_keys")
 HI = [{"role": "user", "content": "hi"}]
@@ -177,8 +177,7 @@ def test_a_key_sees_only_its_own_projects_things(settings):
             with pytest.raises(openai.NotFoundError):
                 call(job.training_file)
         with pytest.raises(openai.NotFoundError):
-            start = {"grader": {"type": "string_check", "name": "g", "input": "", "reference": "", "operation": "eq"}}
-            method = {"type": "reinforcement", "reinforcement": start}
+            method = {"type": "reinforcement", "reinforcement": {"grader": GRADER}}
             theirs.fine_tuning.jobs.create(model="bytes", training_file=job.training_file, method=method)
         assert not theirs.files.list().data and not theirs.fine_tuning.jobs.list().data
         assert [model.id for model in theirs.models.list()] == ["bytes"]

@@ -35,7 +35,24 @@ def test_a_body_that_is_no_request_is_a_bad_request(client, body):
         f"{client.base_url}chat/completions", content=body, headers={"content-type": "application/json"}
     )
     assert answer.status_code == 400
-    assert answer.json()["error"]["message"]
+    assert answer.json()["error"]["message"] and answer.json()["error"]["code"]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("chat/completions", {"search": {"values": {"bytes": 1.0}}}, "search.values"),
+        ("chat/completions", {"search": {"strength": 0.5}}, "search.strength"),
+        ("chat/completions", {"search": {"pick": "grader"}}, "search.pick"),
+        ("completions", {"prompt": [999999]}, "prompt"),
+        ("completions", {"prompt": ""}, "prompt"),
+    ],
+)
+def test_a_refusal_names_its_field_and_has_a_code(client, path, fields, param):
+    prompt = {"prompt": "hi"} if path == "completions" else {"messages": [{"role": "user", "content": "hi"}]}
+    answer = httpx.post(f"{client.base_url}{path}", json={"model": "bytes", **prompt, **fields})
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["code"] and error["param"].startswith(param), error
 
 
 def test_a_body_over_the_limit_is_refused_with_or_without_its_length(client):

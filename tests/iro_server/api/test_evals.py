@@ -195,6 +195,11 @@ def test_a_mistake_is_refused_where_it_stands(client):
         param(lambda: create(data_source_config=broken, testing_criteria=[SAYS_Z]))[1]
         == "data_source_config.item_schema"
     )
+    closed = {"type": "custom", "item_schema": {"properties": {"q": {}}, "additionalProperties": False}}
+    reads_x = SAYS_Z | {"input": "{{ item.x }}"}
+    contradicted = refusal(lambda: create(data_source_config=closed, testing_criteria=[reads_x]))
+    assert contradicted.param == "testing_criteria.0" and "item.x" in contradicted.message
+    assert create(data_source_config=closed, testing_criteria=[SAYS_Z | {"input": "{{ item.q }}"}]).id
     assert param(run(model="gpt-4o")) == (404, "data_source.model")
     assert "Did you mean max_completion_tokens?" in refusal(run(sampling_params={"max_tokens": 3})).message
     assert param(run(sampling_params={"temperature": 3}))[1] == "data_source.sampling_params.temperature"

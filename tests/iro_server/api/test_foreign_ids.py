@@ -17,11 +17,11 @@ from iro_server.jobs.job_runs.folder import PNG_END
 from iro_server.settings import Settings
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.evals import CRITERIA, new_eval, run_eval, sampled
-from tests.iro_server.api.serving import ended, new_key, serving, settings_for, start_job, upload
+from tests.iro_server.api.serving import GRADER, ended, new_key, serving, settings_for, start_job, upload
 from tests.iro_server.api.test_picking import SCORE
 
 HOOK = {"name": "mine", "url": "https://example.com/hook", "event_types": ["fine_tuning.job.cancelled"]}
-STRING_CHECK = {"type": "string_check", "name": "a", "input": "", "reference": "", "operation": "eq"}
+STRING_CHECK = GRADER | {"name": "a"}
 METHOD = {"type": "reinforcement", "reinforcement": {"grader": STRING_CHECK}}
 EVERY_SCOPE = [part for scope in Scope for part in ("--scope", scope)]
 HI = [{"role": "user", "content": "hi"}]

@@ -157,6 +157,18 @@ def test_a_wrong_grader_is_refused_by_both_routes(judge, grader, param, said):
         assert refused.value.param == param
 
 
+def test_a_grader_that_reads_no_answer_is_no_grader_of_a_job(judge):
+    blind = CHECK | {"name": "blind", "input": "{{ item.a }}", "reference": "{{ item.b }}"}
+    deaf = SCORE | {"name": "deaf", "input": [{"role": "user", "content": "Rate {{ item.a }}"}]}
+    both = {"type": "multi", "graders": {"blind": blind, "deaf": deaf}, "calculate_output": "blind + deaf"}
+    validate = judge.fine_tuning.alpha.graders.validate
+    for grader in (blind, deaf, both):
+        with pytest.raises(openai.BadRequestError, match=r"put \{\{ sample\.output_text \}\}") as refused:
+            validate(grader=grader)
+        assert (refused.value.param, refused.value.code) == ("grader", "invalid_grader")
+    validate(grader=both | {"graders": {"blind": blind, "deaf": SCORE}})
+
+
 def test_a_server_for_many_lets_a_grader_ask_only_the_endpoints_it_names(tmp_path):
     settings = settings_for(tmp_path, require_keys=True, grader_endpoints={"http://127.0.0.1:9/v1": ""})
     _, secret = keys.create(open_database(settings), "mine")
@@ -201,7 +213,7 @@ def test_nothing_that_json_can_say_breaks_the_server(judge, change, sample, item
 
 
 def test_half_a_surrogate_pair_comes_back_as_it_was_sent(judge):
-    content = json.dumps({"grader": {**CHECK, "input": "\ud800"}}).encode()
+    content = json.dumps({"grader": {**CHECK, "reference": "\ud800"}}).encode()
     headers = {"content-type": "application/json"}
     answer = httpx.post(f"{judge.base_url}fine_tuning/alpha/graders/validate", content=content, headers=headers)
-    assert answer.status_code == 200 and json.loads(answer.content)["grader"]["input"] == "\ud800"
+    assert answer.status_code == 200 and json.loads(answer.content)["grader"]["reference"] == "\ud800"
