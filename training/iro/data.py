@@ -124,7 +124,9 @@ def load_prompts(path: Path, param: str, model: Description, max_tokens: int) ->
                 raise ValueError('not an object with either "messages" or "prompt"')
             if not isinstance(item.get("prompt", ""), str):
                 raise ValueError('"prompt" is not a text')
-            item.get("prompt", "").encode()  # fails for half a surrogate pair, of which a tokenizer says less
+            shown = [item.get(name) for name in ("prompt", "messages", "tools")]
+            # Fails for half a surrogate pair, of which a tokenizer says less.
+            json.dumps(shown, ensure_ascii=False).encode()
             token_ids = item_prompt_ids(model.tokenizer, item)
         except Exception as error:  # chat templates raise errors of many kinds for messages they cannot render
             raise AlignError(f"{path.name}, {place}: {_row_problem(error)}", param=param) from error
@@ -148,6 +150,8 @@ def _no_room(tokens: int, model: Description, max_tokens: int) -> str:
 
 def _row_problem(error: Exception) -> str:
     """What an error says of the row that could not be rendered."""
+    if isinstance(error, UnicodeEncodeError):
+        return "half a surrogate pair, which is no text"
     if isinstance(error, KeyError):
         return f"messages or tools lack the field {error}"
     if isinstance(error, TypeError | AttributeError):

@@ -145,16 +145,17 @@ def test_a_row_may_hold_calls_of_tools_and_their_results_as_a_chat_does(served, 
 
 
 @pytest.mark.parametrize(
-    ("tools", "problem"),
+    ("content", "tools", "problem"),
     [
-        ('[{"type": "function"}]', "line 1: messages or tools lack the field 'function'"),
-        ('["add"]', "line 1: messages or tools are not in OpenAI's shape"),
+        ("hi", '[{"type": "function"}]', "line 1: messages or tools lack the field 'function'"),
+        ("hi", '["add"]', "line 1: messages or tools are not in OpenAI's shape"),
+        (r"hi \ud83d", "[]", "line 1: half a surrogate pair"),
     ],
 )
-def test_a_row_that_cannot_be_rendered_is_named_by_its_fields(tmp_path, served, tools, problem):
+def test_a_row_that_cannot_be_rendered_is_named_by_its_fields(tmp_path, served, content, tools, problem):
     """Of a file that was not uploaded."""
     path = tmp_path / "rows.jsonl"
-    path.write_text(f'{{"messages": [{{"role": "user", "content": "hi"}}], "tools": {tools}}}\n')
+    path.write_text(f'{{"messages": [{{"role": "user", "content": "{content}"}}], "tools": {tools}}}\n')
     with pytest.raises(AlignError, match=problem):
         load_prompts(path, "training_file", served.engine, max_tokens=4)
 
