@@ -70,6 +70,7 @@ class FakeEndpoint:
         self.released = threading.Event()
         self.cut: int | None = None
         self.events, self.seconds_per_event, self.characters_per_event = 0, 0.0, 1
+        self.held_after, self.heard = -1, threading.Event()  # events of a stream that wait until its first are heard
         handler = type("Handler", (_Handler,), {"fake": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
@@ -202,6 +203,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         with suppress(ConnectionError):  # who hears enough leaves
             for event in [*events, {"choices": [], "usage": answer["usage"]}][: self.fake.cut]:
+                if self.fake.events == self.fake.held_after:
+                    self.fake.heard.wait(30)
                 self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
                 self.fake.events += 1
                 time.sleep(self.fake.seconds_per_event)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from iro_server.decoding.base import SearchParams
+from iro_server.decoding.beam import SampledTokens
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from iro_server.engines.streaming_session import UNSTREAMED_TOKENS
@@ -17,16 +20,24 @@ ENDING, CUT = 3, 4  # seeds: a row that ends before LENGTH, and one that does no
 ROW = SearchParams(chunk_length=1)
 
 
-async def drawn(engine: TextEngine, seed: int, params: SearchParams) -> tuple[list[int], str, list[int]]:
-    """A row's tokens, how it finished, and how many tokens each part of it had brought."""
+async def drawn(
+    engine: TextEngine, seed: int, params: SearchParams, heard: threading.Event | None = None
+) -> tuple[list[int], str, list[int]]:
+    """A row's tokens, how it finished, and how many tokens each part of it had brought. ``heard``: set by the first."""
     lengths: list[int] = []
+
+    def hear(agreed: SampledTokens) -> None:
+        lengths.append(len(agreed.tokens))
+        if heard:
+            heard.set()
+
     result = await guided_search(
         engine,
         engine.tokenizer("Hi")["input_ids"],
         params,
         Sampling(seed=seed),
         LENGTH,
-        on_agreed=lambda agreed: lengths.append(len(agreed.tokens)),
+        on_agreed=hear,
     )
     return result.finals[0].tokens, result.finals[0].finish_reason, lengths
 
@@ -37,9 +48,9 @@ async def test_a_row_in_parts_is_one_request_and_the_row_of_one_chunk(engine, fa
     assert (finish_reason == "stop") == (tokens[-1] == END) == (seed == ENDING)
     (whole,) = fake.bodies
     fake.bodies.clear()
-    fake.seconds_per_event = 0.02
-    in_parts, finish_in_parts, lengths = await drawn(engine, seed, ROW)
-    assert (in_parts, finish_in_parts) == (tokens, finish_reason) and len(lengths) > 2
+    fake.held_after = 2
+    in_parts, finish_in_parts, lengths = await drawn(engine, seed, ROW, fake.heard)
+    assert (in_parts, finish_in_parts) == (tokens, finish_reason) and len(lengths) > 1
     assert fake.bodies == [whole | STREAMED] and not engine.replicas.all[0].rows
 
 

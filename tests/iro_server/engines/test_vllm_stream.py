@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iro_server.decoding.base import SearchParams
+from iro_server.decoding.beam import SampledTokens
 from iro_server.decoding.search import guided_search
+from iro_server.decoding.stopping import STOP_TOKENS
 from iro_server.engines.base import Sampling, Session, Steering
 from iro_server.engines.endpoints import EngineUnavailable, SchemaViolated
 from iro_server.engines.remote import Row, derive
@@ -180,8 +182,14 @@ async def test_a_single_row_with_penalties_streams_in_one_request(served, chunk_
     if stops:
         expected = expected[: stops.first_stop([], expected)]
     fake.bodies.clear()
-    fake.seconds_per_event = 0.02
+    if chunk_length is not None:
+        fake.held_after = min(chunk_length, STOP_TOKENS) + 1
     parts: list[int] = []
+
+    def hear(agreed: SampledTokens) -> None:
+        parts.append(len(agreed.tokens))
+        fake.heard.set()
+
     params = SearchParams(beam_width=1, num_successors=1, chunk_length=chunk_length)
     result = await guided_search(
         engine,
@@ -190,7 +198,7 @@ async def test_a_single_row_with_penalties_streams_in_one_request(served, chunk_
         PENALTIES,
         LENGTH,
         stops=stops,
-        on_agreed=lambda agreed: parts.append(len(agreed.tokens)),
+        on_agreed=hear,
     )
     assert result.finals[0].tokens == expected
     (body,) = fake.bodies
