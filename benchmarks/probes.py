@@ -43,6 +43,7 @@ PLACES: dict[str, Callable[[Tensor], Tensor]] = {
     "last": lambda states_TD: states_TD[-1],
     "mean": lambda states_TD: states_TD.mean(0),
 }
+EMBEDDINGS = "layer 0, mean"  # of the answer's tokens
 CONTROLS = ("one sample", "best by the grader", "likeliest", "most frequent text")
 
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -213,40 +214,39 @@ def measured_once(engine: EmbeddedEngine, task: Task, seed: int, args: argparse.
 
 
 def summary(rows: Sequence[JsonObject]) -> list[JsonObject]:
-    """Of each task: reward of the pick with its interval over seeds and prompts, and correlation over seeds."""
+    """Of each task: reward of the pick with its interval over seeds and prompts, and correlation over seeds, also less
+    that of the token embeddings at the same seed."""
     results = []
     for task in dict.fromkeys(row["task"] for row in rows):
         of_task = [row for row in rows if row["task"] == task]
+        correlations = [row["correlations"] for row in of_task]
         cells = {
             name: {"reward": interval_of_seeds(np.array([row["picks"][name] for row in of_task]))}
-            | (
-                {"correlation": estimate([row["correlations"][name] for row in of_task])}
-                if name in of_task[0]["correlations"]
-                else {}
-            )
             for name in of_task[0]["picks"]
         }
+        for name in correlations[0]:
+            cells[name]["correlation"] = estimate([seed[name] for seed in correlations])
+            cells[name]["difference"] = estimate([seed[name] - seed[EMBEDDINGS] for seed in correlations])
         results.append({"task": task, "chosen": [row["chosen"] for row in of_task], "probes": cells})
     return results
 
 
 def probes(content: JsonObject) -> str:
-    """Rules without training, the best layer by training prompts, the layers of the head and of the middle, by task."""
+    """Rules without training, the best layer by training prompts, the token embeddings, the layer that value functions
+    read by default, the last one, by task."""
     lines = []
     for cell in content["tasks"]:
         last = max(int(name.split()[1].rstrip(",")) for name in cell["probes"] if name.startswith("layer"))
-        named = [f"layer {layer}, {place}" for layer in (round(last * 5 / 6), last) for place in PLACES]
+        named = [f"layer {layer}, {place}" for layer in (0, round(last * 2 / 3), last) for place in PLACES]
         for name in (*CONTROLS, "chosen layer", *named, "network"):
-            probe = cell["probes"][name]
-            of_reward = probe.get("correlation")
-            lines.append(
-                [
-                    f"{cell['task']}, {name}",
-                    interval_text(probe["reward"]),
-                    "" if of_reward is None else interval_text(of_reward),
-                ]
-            )
-    return table(["task, and what picks among the samples", "reward", "correlation within a prompt"], lines)
+            probe, texts = cell["probes"][name], ["", ""]
+            if "correlation" in probe:
+                texts = [interval_text(probe["correlation"]), interval_text(probe["difference"], "+")]
+            if name == EMBEDDINGS:
+                texts[1] = ""
+            lines.append([f"{cell['task']}, {name}", interval_text(probe["reward"]), *texts])
+    head = ["task, and what picks among the samples", "reward", "correlation within a prompt", f"less {EMBEDDINGS}"]
+    return table(head, lines)
 
 
 def report(numbers: JsonObject) -> None:

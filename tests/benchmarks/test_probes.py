@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.probes import correlation, fit_network, fit_ridge, frequencies, picked, summary
+from benchmarks.probes import EMBEDDINGS, correlation, fit_network, fit_ridge, frequencies, picked, summary
 
 PROMPTS, SAMPLES, WIDTH = 60, 8, 5
 
@@ -47,12 +47,13 @@ def test_the_summary_is_over_seeds_and_prompts() -> None:
             "task": "arithmetic",
             "seed": seed,
             "chosen": "layer 1, last",
-            "picks": {"one sample": [0.0, 1.0], "layer 1, last": [float(seed), 1.0]},
-            "correlations": {"layer 1, last": 0.25 + 0.5 * seed},
+            "picks": {"one sample": [0.0, 1.0], EMBEDDINGS: [0.0, 0.0], "layer 1, last": [float(seed), 1.0]},
+            "correlations": {EMBEDDINGS: 0.5 * seed, "layer 1, last": 0.25 + 0.5 * seed},
         }
         for seed in (0, 1)
     ]
     (cell,) = summary(rows)
     assert cell["probes"]["layer 1, last"]["reward"]["mean"] == 0.75
     assert cell["probes"]["layer 1, last"]["correlation"]["mean"] == 0.5
+    assert cell["probes"]["layer 1, last"]["difference"] == {"mean": 0.25, "low": 0.25, "high": 0.25, "seeds": 2}
     assert "correlation" not in cell["probes"]["one sample"]
