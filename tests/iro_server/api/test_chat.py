@@ -11,7 +11,7 @@ from iro_server.api.errors import api_error
 from iro_server.api.registry import ModelMismatch
 from iro_server.engines.sample import truncate
 from tests.iro_server.api.byte_engine import SCRIPT, ByteEngine
-from tests.iro_server.api.serving import GRADER, conforms, ended, serving, settings_for, start_job, wait_for
+from tests.iro_server.api.serving import conforms, ended, serving, settings_for, start_job, wait_for
 from tests.iro_server.jobs.fake_job import MEASURED
 
 HI = [{"role": "user", "content": "hi"}]
@@ -385,22 +385,3 @@ def test_an_engine_that_breaks_gives_a_server_error_and_goes_on(tmp_path):
             list(chat(client, stream=True))
         engine.script = script
         assert chat(client, temperature=0).choices[0].message.content == SCRIPT
-
-
-def test_the_jobs_grader_may_pick(client):
-    """The grader wants the item's answer in the text: few completions have it, and the best by reward come first."""
-    grader = GRADER | {"reference": "{{item.answer}}", "operation": "like"}
-    model = ended(client, start_job(client, grader)).fine_tuned_model
-    search = {"beam_width": 1, "num_successors": 16, "chunk_length": None, "pick": "grader"}
-    body = {"search": search, "item": {"answer": "zz"}}
-    answer = chat(client, model=model, n=16, seed=2, max_tokens=6, extra_body=body)
-    graded = ["zz" in choice.message.content for choice in answer.choices]
-    assert graded == sorted(graded, reverse=True) and 0 < sum(graded) < 16
-    with pytest.raises(openai.BadRequestError, match="answer"):
-        chat(client, model=model, extra_body={"search": search})  # without the item that the template reads
-
-
-def test_the_base_model_has_no_grader_to_pick(client):
-    with pytest.raises(openai.BadRequestError, match="no grader") as refused:
-        chat(client, extra_body={"search": {"pick": "grader", "num_successors": 2}})
-    assert refused.value.body["param"] == "search.pick"

@@ -8,7 +8,7 @@ import pytest
 from iro_server.store.database import open_database
 from iro_server.store.tables import Permission, new_id
 from tests.iro_server.api.byte_engine import ByteEngine
-from tests.iro_server.api.serving import GRADER, aligned, new_key, serving, settings_for, wait_for
+from tests.iro_server.api.serving import GRADER, aligned, ended, new_key, serving, settings_for, start_job, wait_for
 from tests.iro_server.api.test_tools import RESPONSE_TOOLS, SAYS, TOOLS
 
 HI = [{"role": "user", "content": "hi"}]
@@ -119,3 +119,23 @@ def test_a_grader_of_an_endpoint_that_is_not_allowed_is_gone_with_the_first_key(
         assert "no grader" not in ask(client)
         client.api_key = new_key(settings, "default")
         wait_for(lambda: "no grader" in ask(client), seconds=20)
+
+
+def test_the_jobs_grader_may_pick(client):
+    """The grader wants the item's answer in the text: few completions have it, and the best by reward come first."""
+    grader = GRADER | {"reference": "{{item.answer}}", "operation": "like"}
+    model = ended(client, start_job(client, grader)).fine_tuned_model
+    search = {"beam_width": 1, "num_successors": 16, "chunk_length": None, "pick": "grader"}
+    body = {"search": search, "item": {"answer": "zz"}}
+    answer = client.chat.completions.create(model=model, messages=HI, n=16, seed=2, max_tokens=6, extra_body=body)
+    graded = ["zz" in choice.message.content for choice in answer.choices]
+    assert graded == sorted(graded, reverse=True) and 0 < sum(graded) < 16
+    with pytest.raises(openai.BadRequestError, match="answer"):  # the item that the template reads
+        client.chat.completions.create(model=model, messages=HI, extra_body={"search": search})
+
+
+def test_the_base_model_has_no_grader_to_pick(client):
+    with pytest.raises(openai.BadRequestError, match="no grader") as refused:
+        body = {"search": {"pick": "grader", "num_successors": 2}}
+        client.chat.completions.create(model="bytes", messages=HI, extra_body=body)
+    assert refused.value.body["param"] == "search.pick"
