@@ -70,7 +70,8 @@ class FakeEndpoint:
         self.released = threading.Event()
         self.cut: int | None = None
         self.events, self.seconds_per_event, self.characters_per_event = 0, 0.0, 1
-        self.held_after, self.heard = -1, threading.Event()  # events of a stream that wait until its first are heard
+        self.held_after: int | None = None  # events of a stream; those after them wait for ``heard``
+        self.heard = threading.Event()
         handler = type("Handler", (_Handler,), {"fake": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True

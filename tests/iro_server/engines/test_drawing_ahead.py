@@ -116,23 +116,24 @@ def test_parts_that_are_drawn_by_now_come_together(shared_engine: EmbeddedEngine
         while not all(work.done.done() for work in session._asked):
             await asyncio.sleep(0.01)
 
-    async def go() -> tuple[list[int], list[tuple[int, int]]]:
+    async def go() -> tuple[list[int], list[int], list[int]]:
         session = await shared_engine.open(PROMPT, Sampling(seed=1))
         tokens: list[int] = []
-        lengths = []
+        waiting, lengths = [], []
         while (remaining := 30 - len(tokens)) > 0:
-            drawn = sum(work.length for work in session._asked)
+            waiting.append(sum(work.length for work in session._asked))
             chunk = await session.extend([0], 1, min(2, remaining), max(0, remaining - 2))
-            lengths.append((drawn, int(chunk.lengths_R)))
+            lengths.append(int(chunk.lengths_R))
             tokens += chunk.tokens_RL[0].tolist()
             await asyncio.wait_for(all_drawn(session), 30)
         session.close()
-        return tokens, lengths
+        return tokens, waiting, lengths
 
-    tokens, lengths = asyncio.run(go())
+    tokens, waiting, lengths = asyncio.run(go())
     assert tokens == asyncio.run(draw(shared_engine, Sampling(seed=1), 30, 30))[0]
-    assert all(drawn <= length <= 2 * (AHEAD + 1) for drawn, length in lengths)  # more where it is drawn meanwhile
-    assert max(length for _, length in lengths) > 2
+    assert lengths[0] + waiting[1] == 2 * (AHEAD + 1)
+    assert all(before <= length for before, length in zip(waiting, lengths, strict=True))
+    assert 2 < max(lengths) <= 2 * (AHEAD + 1)
 
 
 def test_no_more_than_a_few_parts_are_drawn_before_they_are_awaited(
