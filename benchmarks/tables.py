@@ -99,16 +99,6 @@ def decoding_rates(content: Content) -> str:
     return table(["", "base tokens a second"], rows)
 
 
-def decoding_revisions(content: Content) -> str:
-    """Base tokens a second of guided requests, by revision: each round of it, in turn."""
-    rates = content["revisions"]
-    rows = [
-        [name, *[", ".join(map(str, by_load[name])) for by_load in rates.values()]]
-        for name in next(iter(rates.values()))
-    ]
-    return table(["base tokens a second", *rates], rows)
-
-
 def decoding_shares(content: Content) -> str:
     rows = [[name, f"{share:.1%}"] for name, share in content["share_of_wall_time"].items()]
     return table(["part of a search, 8 requests", "share of wall time"], rows)
