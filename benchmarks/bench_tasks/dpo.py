@@ -8,8 +8,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from benchmarks.bench_tasks.adapted import frozen_model
 from benchmarks.bench_tasks.piece import Piece
-from benchmarks.bench_tasks.yardsticks import LORA, Cost, fit_adapter, frozen_model, stop_callback, trainer_options
+from benchmarks.bench_tasks.yardsticks import LORA, Cost, fit_adapter, stop_callback, trainer_options
 from iro_server import JsonObject
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Graded(NamedTuple):
     rollouts: list[tuple[list[int], float]]
 
 
-def train_dpo(piece: Piece, folder: Path) -> Cost:
+def train_dpo(piece: Piece, folder: Path, rate: float) -> Cost:
     """The loss is -log sigmoid(beta [log pi/pi_0 (best) - log pi/pi_0 (worst)]) over each prompt's best and worst."""
     from datasets import Dataset
     from peft import LoraConfig
@@ -42,7 +43,7 @@ def train_dpo(piece: Piece, folder: Path) -> Cost:
     pairs = preference_pairs(graded)
     if not pairs:
         raise ValueError(f"{piece.task.name}: the rollouts of every prompt have equal rewards, which make no pairs")
-    options = trainer_options(piece, folder) | {
+    options = trainer_options(piece, folder, rate) | {
         "beta": BETA,
         "num_train_epochs": EPOCHS,
         "per_device_train_batch_size": BATCH,

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bench_tasks.adapted import frozen_model
 from benchmarks.bench_tasks.piece import Piece
 from benchmarks.bench_tasks.yardsticks import (
     LORA,
     Cost,
     fit_adapter,
-    frozen_model,
     last_checkpoint,
     stop_callback,
     trainer_options,
@@ -24,7 +24,7 @@ SAMPLED = "sampled.json"
 COMPLETIONS_AT_ONCE = 16  # of a forward pass
 
 
-def train_grpo(piece: Piece, folder: Path) -> Cost:
+def train_grpo(piece: Piece, folder: Path, rate: float) -> Cost:
     """A completion's advantage is its reward less its group's mean, over the group's standard deviation; TRL's default
     loss, without a KL term."""
     from datasets import Dataset
@@ -38,16 +38,16 @@ def train_grpo(piece: Piece, folder: Path) -> Cost:
         raise ValueError(f"{piece.task.name}: TRL would tokenise a prompt in another way than the server does")
     sampled = earlier_samples(folder)
 
-    def reward(completion_ids: Sequence[Sequence[int]], row: Sequence[int], **_: object) -> list[float]:
+    def reward(completion_ids: Sequence[Sequence[int]], row: Sequence[int], **_: object) -> list[float | None]:
         sampled["tokens"] += sum(map(len, completion_ids))
         sampled["completions"] += len(completion_ids)
-        return piece.rewards([prompts[index] for index in row], [piece.text(tokens) for tokens in completion_ids])
+        return [*piece.rewards([prompts[index] for index in row], [piece.text(tokens) for tokens in completion_ids])]
 
     group = min(GROUP, piece.config.rollouts_per_prompt)
     at_once = max(group, COMPLETIONS_AT_ONCE // group * group)
     passes = max(1, group * min(PROMPTS_A_STEP, len(prompts)) // at_once)
     reward_calls = piece.config.grpo_reward_calls or piece.trained.reward_calls
-    options = trainer_options(piece, folder) | {
+    options = trainer_options(piece, folder, rate) | {
         "num_generations": group,
         "max_completion_length": piece.max_tokens,
         "per_device_train_batch_size": at_once,

@@ -32,7 +32,7 @@ def run(config: BenchTasksConfig, run: Run) -> JsonObject:
     from benchmarks.bench_tasks.engine import open_engine
     from benchmarks.bench_tasks.measure import comparisons, intervals, iteration_gains
     from benchmarks.bench_tasks.refitted_bias import strength_step
-    from benchmarks.bench_tasks.yardsticks import YARDSTICKS, require_trl
+    from benchmarks.bench_tasks.yardsticks import RATES, YARDSTICKS, require_trl, training_step
 
     if set(config.methods) & set(YARDSTICKS):
         require_trl()
@@ -47,7 +47,8 @@ def run(config: BenchTasksConfig, run: Run) -> JsonObject:
             for name in config.tasks:
                 for part, lines in run_piece(config, name, config.seed + seed, run, engine).items():
                     measured[part] += lines
-                training += saved(run, name, config.seed + seed, ["training", *(f"{m}-training" for m in YARDSTICKS)])
+                trainings = [training_step(method, rate) for method in YARDSTICKS for rate in RATES]
+                training += saved(run, name, config.seed + seed, ["training", *trainings])
                 jobs += job_reports(run.folder, name, config.seed + seed)
                 tuned = [*map(strength_step, range(1, DEFAULT_OPTIONS.tilt_rounds + 1))]
                 tuned += [f"{method}-{what}" for method in config.methods for what in ("strength", "temperatures")]

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.bench_tasks.adapted import Adapted
 from benchmarks.bench_tasks.answers import Answer, DecodingMethod
 from benchmarks.bench_tasks.methods import METHODS
 from benchmarks.bench_tasks.piece import Piece
-from benchmarks.bench_tasks.yardsticks import Adapted
 from benchmarks.quality_report import distinct, interval, interval_of_seeds
 from iro_server import JsonObject
 

@@ -10,7 +10,7 @@ from iro_server import JsonObject
 
 LISTS = ("rows", "training", "jobs", "tuning", "tilts", "iterations")
 CONTINUED = ("training", "jobs", "tuning")  # lists that two runs have alike where one goes on from the other
-IDENTITY = ("task", "seed", "method", "rows", "strength", "iteration")
+IDENTITY = ("task", "seed", "method", "rows", "strength", "iteration", "rate")
 UNITED = ("tasks", "methods", "rows", "tilt_strengths")
 PLACES = {task: place for place, task in enumerate(ALL_TASKS)}
 OF_PARTS = {"engine_precision"}  # a piece's methods are compared with each other: they have the same one

@@ -22,7 +22,7 @@ from benchmarks.bench_tasks.smc import Smc
 from benchmarks.bench_tasks.strengths import at_best_strength
 from benchmarks.bench_tasks.temperatures import Tempered, TiltedSamples, tempered
 from benchmarks.bench_tasks.vas import Vas
-from benchmarks.bench_tasks.yardsticks import trained_adapter
+from benchmarks.bench_tasks.yardsticks import tuned_adapter
 
 if TYPE_CHECKING:
     from iro_server.decoding.base import SearchParams
@@ -165,6 +165,6 @@ METHODS: dict[str, Entry] = {
     "vas": Entry(lambda piece: at_best_strength(piece, "vas", Vas), min_rows=1, max_rows=1),
     "smc": Entry(lambda piece: at_best_strength(piece, "smc", Smc, rows=4)),
     "dvts": Entry(lambda piece: Dvts(piece, piece.trained.stack), min_rows=2 * SUBTREE_ROWS, of=SUBTREE_ROWS),
-    "dpo": Entry(lambda piece: trained_adapter(piece, "dpo", train_dpo), min_rows=1, max_rows=1),
-    "grpo": Entry(lambda piece: trained_adapter(piece, "grpo", train_grpo), min_rows=1, max_rows=1),
+    "dpo": Entry(lambda piece: tuned_adapter(piece, "dpo", train_dpo), min_rows=1, max_rows=1),
+    "grpo": Entry(lambda piece: tuned_adapter(piece, "grpo", train_grpo), min_rows=1, max_rows=1),
 }

@@ -118,13 +118,21 @@ COSTS = ("base_tokens", "reward_calls")
 
 def training_cost(content: JsonObject, method: str, rows: Sequence[JsonObject]) -> list[str]:
     """Base tokens and reward calls before the method decodes, means over the pieces of its ``rows``: of its alignment
-    job and of choosing its strength, or of training its adapter; empty where there is none, or none recorded."""
-    adapters = [row for row in content["training"] if row.get("method") == method]
+    job or of training its adapters, and of choosing its setting; empty where there is none, or none recorded."""
+    adapters = adapter_costs(content, method)
     tuning = [row for row in content.get("tuning", ()) if row["method"] == method]
-    before = adapters or [*job_costs(content, method), *tuning]
+    before = [*(adapters or job_costs(content, method)), *tuning]
     pieces = dict.fromkeys((row["task"], row["seed"]) for row in rows)
     costs = [{"task": task} | total_cost(before, task, seed) for task, seed in pieces]
     return [f"{mean_over_tasks(costs, name):.0f}" if before else "" for name in COSTS]
+
+
+def adapter_costs(content: JsonObject, method: str) -> list[JsonObject]:
+    """Of a method's adapters. Those of DPO at several rates learn from the same rollouts, which count once a piece."""
+    adapters = [row for row in content["training"] if row.get("method") == method]
+    if method != "dpo":
+        return adapters
+    return list({(row["task"], row["seed"]): row for row in adapters}.values())
 
 
 def total_cost(before: Sequence[JsonObject], task: str, seed: int) -> JsonObject:
@@ -231,7 +239,9 @@ def temperatures(content: JsonObject) -> str:
 
 def setting_text(setting: JsonObject) -> str:
     temperature, penalty = f"{1 / (1 + setting['sharpness']):.2f}", setting.get("penalty")
-    return temperature if penalty is None else f"{temperature} (penalty {penalty:g})"
+    details = [f"rate {setting['rate']:g}"] if "rate" in setting else []
+    details += [] if penalty is None else [f"penalty {penalty:g}"]
+    return f"{temperature} ({', '.join(details)})" if details else temperature
 
 
 COUNTED = {1: "one sample", 4: "best of four", 16: "best of sixteen"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -18,7 +18,7 @@ from training.run import derive_seed
 
 if TYPE_CHECKING:
     from training.iro.data import Prompt
-    from training.iro.tilt_trials import Trial
+    from training.iro.tilt_trials import Limits, Trial
     from value_heads.tilt import Tilt
 
 SAMPLES = 16  # of each validation prompt and temperature
@@ -72,32 +72,50 @@ def tempered(piece: Piece, name: str, tilts: Sequence[Tilt]) -> Tempered:
 def tune(piece: Piece, name: str, tilts: Sequence[Tilt]) -> JsonObject:
     """Of each setting that was ``tried``: ``rewards`` of every prompt's samples, and whether the text is inside the
     limits of the job's tilts (``usual``)."""
-    began = time.monotonic()
-    tried = [setting for number, tilt in enumerate(tilts) for setting in settings_of(piece, tilt, number)]
-    base_tokens = sum(setting.pop("base_tokens") for setting in tried)
+    from training.iro.trials import SHARPNESS
+
+    began, limits = time.monotonic(), text_limits(piece, piece.trained.folder)
+    tried = []
+    for number, tilt in enumerate(tilts):
+
+        def trial(set_tilt: Tilt, sharpness: float, penalty: float) -> tuple[Trial, int]:
+            return trial_of(piece, set_tilt, sharpness=sharpness, penalty=penalty)
+
+        tried += [{"tilt": number} | setting for setting in settings_of(tilt, trial, limits, (0.0, *SHARPNESS))]
+    return tuning_of(piece, name, tried, time.monotonic() - began)
+
+
+def tuning_of(piece: Piece, name: str, tried: Sequence[JsonObject], seconds: float) -> JsonObject:
+    """What a step of the run keeps of the settings that were tried."""
     return {
         "task": piece.task.name,
         "method": name,
         "seed": piece.seed,
-        "tried": tried,
-        "base_tokens": base_tokens,
+        "tried": [{key: value for key, value in setting.items() if key != "base_tokens"} for setting in tried],
+        "base_tokens": sum(setting["base_tokens"] for setting in tried),
         "reward_calls": len(tried) * SAMPLES * len(piece.validation),
-        "seconds": time.monotonic() - began,
+        "seconds": seconds,
     }
 
 
-def settings_of(piece: Piece, tilt: Tilt, number: int) -> list[JsonObject]:
-    """Ever lower temperatures of a tilt, with a higher penalty while the text repeats itself."""
-    from training.iro.trials import PENALTIES, SHARPNESS
+def settings_of(
+    tilt: Tilt,
+    trial_at: Callable[[Tilt, float, float], tuple[Trial, int]],
+    limits: Limits,
+    levels: Sequence[float],
+    least_penalty: float = 0.0,
+) -> list[JsonObject]:
+    """Ever lower temperatures of a tilt (``levels`` of sharpness, rising), with a higher penalty while the text repeats
+    itself. ``trial_at``: of a tilt that has the sharpness and the penalty already."""
+    from training.iro.trials import PENALTIES
 
-    limits, settings = text_limits(piece, piece.trained.folder), []
-    penalties = [0.0, *PENALTIES]
-    for sharpness in (0.0, *SHARPNESS):
+    settings = []
+    penalties = [penalty for penalty in (0.0, *PENALTIES) if penalty >= least_penalty]
+    for sharpness in levels:
         while True:
-            set_tilt = at_setting(tilt, sharpness, penalties[0])
-            trial, tokens = trial_of(piece, set_tilt, sharpness=sharpness, penalty=penalties[0])
-            setting = {"tilt": number, "sharpness": sharpness, "penalty": penalties[0], "base_tokens": tokens}
+            trial, tokens = trial_at(at_setting(tilt, sharpness, penalties[0]), sharpness, penalties[0])
             rewards = [row["rewards"] for row in trial.rows]
+            setting = {"sharpness": sharpness, "penalty": penalties[0], "base_tokens": tokens}
             settings.append(setting | {"rewards": rewards, "usual": limits.allow(trial)})
             if len(penalties) == 1 or not limits.repeats(trial):
                 break
@@ -125,9 +143,11 @@ def trial_of(
     sharpness: float = 0.0,
     penalty: float = 0.0,
     samples: int = SAMPLES,
+    rescored: Callable[[Prompt, Sequence[int]], tuple[list[float], float]] | None = None,
 ) -> tuple[Trial, int]:
     """Samples of the validation prompts by ``tilt``, which has strength, sharpness and penalty already; and the base
-    tokens that they took."""
+    tokens that they took. ``rescored``: a sample's log-probabilities under the frozen model, and its nats from that,
+    where the piece's engine is of another model."""
     from training.iro.over_optimization import measures
     from training.iro.tilt_trials import Trial
 
@@ -137,14 +157,15 @@ def trial_of(
     for prompt, result in zip(piece.validation, results, strict=True):
         finals = result.finals
         rewards = piece.rewards([prompt] * len(finals), [piece.text(final.tokens) for final in finals])
-        logprobs = [math.fsum(final.logprobs) for final in finals]
+        scores = [rescored(prompt, final.tokens) if rescored else (final.logprobs, final.kl) for final in finals]
+        logprobs = [math.fsum(of_tokens) for of_tokens, _ in scores]
         rows.append(
             {
                 "mean": fmean(rewards),
                 "rewards": rewards,
                 "logprob": sum(logprobs),
                 "tokens": sum(len(final.tokens) for final in finals),
-                "kl": fmean(final.kl for final in finals),
+                "kl": fmean(kl for _, kl in scores),
                 "completions": [measures(final.tokens, each) for final, each in zip(finals, logprobs, strict=True)],
             }
         )

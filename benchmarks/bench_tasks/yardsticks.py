@@ -1,29 +1,30 @@
 """Yardsticks that update the model's weights, on the prompts and reward calls of a piece's alignment job.
 
-TRL trains a LoRA adapter; its answers are plain samples of the adapted model, one row each.
+TRL trains a LoRA adapter at each of a few learning rates. Its answers are plain samples of the adapted model, one row
+each, at the rate, the temperature and the repetition penalty that are best on the piece's validation prompts.
 """
 
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.bench_tasks.answers import Answer, answer_of, best_of
-from benchmarks.bench_tasks.piece import Piece
+from benchmarks.bench_tasks.adapted import Adapted, adapted_engine
+from benchmarks.bench_tasks.piece import Piece, text_limits
+from benchmarks.bench_tasks.temperatures import at_setting, chosen, settings_of, trial_of, tuning_of
 from iro_server import JsonObject
 from training.run import Cancelled
 
 if TYPE_CHECKING:
-    from iro_server.engines.embedded import EmbeddedEngine
-    from training.iro.data import Prompt
+    from training.iro.tilt_trials import Trial
+    from value_heads.tilt import Tilt
 
 LORA: JsonObject = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
-LEARNING_RATE = 1e-4
+RATES = (1e-4, 3e-4, 1e-3)  # of learning
 YARDSTICKS = ("dpo", "grpo")
 SAVE_STEPS = 4  # of an optimiser: a training may take hours on two cores
 
@@ -35,7 +36,8 @@ class Cost(NamedTuple):
     reward_calls: int
 
 
-Train = Callable[[Piece, Path], Cost]
+Train = Callable[[Piece, Path, float], Cost]
+"""Leaves an adapter, trained at a learning rate, in a folder."""
 
 
 def require_trl() -> None:
@@ -48,86 +50,76 @@ def require_trl() -> None:
         ) from error
 
 
-def trained_adapter(piece: Piece, name: str, train: Train) -> Adapted:
-    """The model with the adapter that ``train`` leaves in the piece's folder. A step of the run keeps what it took."""
+def tuned_adapter(piece: Piece, name: str, train: Train) -> Adapted:
+    """The model with the adapter, and at the setting, that are best on validation prompts; with the first adapter at
+    temperature 1 where the rewards of the piece's job were all equal. Steps of the run keep what each training took,
+    and what was tried."""
+    if piece.trained.stack is None:
+        train_at(piece, name, train, RATES[0])
+        return Adapted(piece, adapted_engine(adapter_folder(piece, name, RATES[0]), piece.config.engine_precision))
+    for rate in RATES:
+        train_at(piece, name, train, rate)
+    best = chosen(piece.step(f"{name}-temperatures", partial(tune, piece, name)), rows=1)
+    return open_adapted(piece, name, best["rate"], at_setting(piece.no_tilt, best["sharpness"], best["penalty"]))
+
+
+def train_at(piece: Piece, name: str, train: Train, rate: float) -> None:
     from value_heads.threads import on_fresh_thread
 
-    folder = piece.folder / name
+    folder = adapter_folder(piece, name, rate)
 
     def compute() -> JsonObject:
         began = time.monotonic()
-        cost = on_fresh_thread(lambda: train(piece, folder))
-        about = {"task": piece.task.name, "seed": piece.seed, "method": name}
+        cost = on_fresh_thread(lambda: train(piece, folder, rate))
+        about = {"task": piece.task.name, "seed": piece.seed, "method": name, "rate": rate}
         return about | cost._asdict() | {"seconds": time.monotonic() - began}
 
-    piece.step(f"{name}-training", compute)
-    return Adapted(piece, adapted_engine(folder))
+    piece.step(training_step(name, rate), compute)
 
 
-@dataclass(frozen=True)
-class Adapted:
-    """Plain samples of the frozen model with an adapter. ``engine``: the adapted model's; its user closes it."""
-
-    piece: Piece
-    engine: EmbeddedEngine
-
-    def answers(self, prompts: Sequence[Prompt], rows: int, seed: int) -> list[Answer]:
-        """Log-probabilities are those of the frozen model; KL from it is exact at each state."""
-        results = replace(self.piece, engine=self.engine).search(prompts, best_of(1), None, seed)
-        answers = [answer_of(result.finals[0], result) for result in results]
-        return [self.rescored(answer, prompt) for answer, prompt in zip(answers, prompts, strict=True)]
-
-    def rescored(self, answer: Answer, prompt: Prompt) -> Answer:
-        import torch
-
-        logprobs_TV, adapted_TV = (
-            next_logprobs(which, prompt.token_ids, answer.tokens) for which in (self.piece.engine, self.engine)
-        )
-        kl = (adapted_TV.exp() * (adapted_TV - logprobs_TV)).sum()
-        logprobs_T = logprobs_TV.gather(1, torch.tensor(answer.tokens)[:, None])[:, 0]
-        return replace(answer, logprobs=logprobs_T.tolist(), kl=float(kl))
+def training_step(name: str, rate: float) -> str:
+    return f"{name}-{rate:g}-training"
 
 
-def next_logprobs(engine: EmbeddedEngine, prompt_ids: Sequence[int], tokens: Sequence[int]) -> Any:
-    """Log-probabilities [T, V] of the distributions that ``tokens`` were drawn from, if by this engine's model."""
-    from training.iro.head_states import head_states
-
-    (states_TD,) = head_states(engine.frozen, prompt_ids, [tokens])
-    head = engine.frozen.head_weight
-    return engine.frozen.logits(states_TD.to(head.device, head.dtype)).double().log_softmax(-1).detach().cpu()
+def adapter_folder(piece: Piece, name: str, rate: float) -> Path:
+    return piece.folder / f"{name}-{rate:g}"
 
 
-def adapted_engine(adapter: Path) -> EmbeddedEngine:
-    """An engine of the default model with the PEFT adapter in a folder merged into its weights."""
-    from peft import PeftModel
-    from transformers import AutoTokenizer
-
-    from iro_server.engines.embedded import EmbeddedEngine
-    from iro_server.engines.prepare import prepare_model
-
-    with tempfile.TemporaryDirectory() as folder:
-        model: Any = PeftModel.from_pretrained(frozen_model(), adapter)
-        model.merge_and_unload().save_pretrained(folder)
-        del model
-        AutoTokenizer.from_pretrained(prepare_model()).save_pretrained(folder)
-        return EmbeddedEngine(folder)
+def open_adapted(piece: Piece, name: str, rate: float, tilt: Tilt) -> Adapted:
+    engine = adapted_engine(adapter_folder(piece, name, rate), piece.config.engine_precision)
+    return Adapted(piece, engine, tilt)
 
 
-def frozen_model() -> Any:
-    """A copy of the default model in float32."""
-    import torch
-    from transformers import AutoModelForCausalLM
+def tune(piece: Piece, name: str) -> JsonObject:
+    """What ``temperatures.tune`` returns, with the ``rate`` of each setting: all rates at temperature 1, and the best
+    of them at lower temperatures."""
+    from training.iro.trials import SHARPNESS
 
-    from iro_server.engines.prepare import prepare_model
+    began = time.monotonic()
+    tried = [setting for rate in RATES for setting in settings_at(piece, name, rate, [0.0])]
+    best = chosen({"tried": tried}, rows=1)
+    tried += settings_at(piece, name, best["rate"], SHARPNESS, best["penalty"])
+    return tuning_of(piece, name, tried, time.monotonic() - began)
 
-    return AutoModelForCausalLM.from_pretrained(prepare_model(), dtype=torch.float32)
+
+def settings_at(
+    piece: Piece, name: str, rate: float, levels: Sequence[float], least_penalty: float = 0.0
+) -> list[JsonObject]:
+    limits, tilt = text_limits(piece, piece.trained.folder), piece.no_tilt
+    with open_adapted(piece, name, rate, tilt).engine as engine:
+
+        def trial(set_tilt: Tilt, sharpness: float, penalty: float) -> tuple[Trial, int]:
+            adapted = Adapted(piece, engine, set_tilt)
+            return trial_of(adapted.adapted_piece, set_tilt, 1.0, sharpness, penalty, rescored=adapted.rescored)
+
+        return [setting | {"rate": rate} for setting in settings_of(tilt, trial, limits, levels, least_penalty)]
 
 
-def trainer_options(piece: Piece, folder: Path) -> JsonObject:
+def trainer_options(piece: Piece, folder: Path, rate: float) -> JsonObject:
     """What both of TRL's configurations take."""
     return {
         "output_dir": str(folder),
-        "learning_rate": LEARNING_RATE,
+        "learning_rate": rate,
         "seed": piece.seed,
         "bf16": False,
         "gradient_checkpointing": False,

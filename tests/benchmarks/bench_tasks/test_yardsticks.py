@@ -12,10 +12,13 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
+from benchmarks.bench_tasks import yardsticks
+from benchmarks.bench_tasks.adapted import Adapted, adapted_engine, frozen_model
 from benchmarks.bench_tasks.grpo import SAMPLED, earlier_samples
 from benchmarks.bench_tasks.methods import Base
 from benchmarks.bench_tasks.piece import Piece
-from benchmarks.bench_tasks.yardsticks import LORA, Adapted, adapted_engine, fit_adapter, frozen_model
+from benchmarks.bench_tasks.temperatures import at_setting, chosen
+from benchmarks.bench_tasks.yardsticks import LORA, RATES, fit_adapter, tune
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from training.iro.data import Prompt
@@ -48,7 +51,7 @@ def adapter(folder: Path, size: float) -> Path:
 
 @pytest.mark.slow(12)
 def test_an_adapter_that_changes_nothing_answers_as_the_frozen_model(piece: Piece, tmp_path: Path) -> None:
-    with adapted_engine(adapter(tmp_path, 0.0)) as engine:
+    with adapted_engine(adapter(tmp_path, 0.0), "float32") as engine:
         adapted = Adapted(piece, engine).answers(prompts(piece), 1, 5)
     base = Base(piece).answers(prompts(piece), 1, 5)
     assert [answer.tokens for answer in adapted] == [answer.tokens for answer in base]
@@ -89,17 +92,48 @@ def test_a_training_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.slow(10)
-def test_kl_and_log_probabilities_are_those_of_both_models(piece: Piece, tmp_path: Path) -> None:
+@pytest.mark.slow(14)
+def test_kl_and_log_probabilities_are_those_of_both_models_at_any_temperature(piece: Piece, tmp_path: Path) -> None:
     folder = adapter(tmp_path, 0.01)
-    with adapted_engine(folder) as engine:
-        (answer,) = Adapted(piece, engine).answers(prompts(piece)[:1], 1, 5)
-    ids = torch.tensor([[*prompts(piece)[0].token_ids, *answer.tokens]])
-    frozen, tuned = (
-        model(ids).logits[0, -len(answer.tokens) - 1 : -1].double().log_softmax(-1)
-        for model in (frozen_model(), PeftModel.from_pretrained(frozen_model(), folder))
-    )
-    assert answer.kl == pytest.approx(float((tuned.exp() * (tuned - frozen)).sum()), rel=1e-3)
-    assert answer.kl > 0.01
-    expected = frozen.gather(1, torch.tensor(answer.tokens)[:, None])[:, 0].tolist()
-    assert answer.logprobs == pytest.approx(expected, abs=1e-3)
+    frozen, tuned = frozen_model(), PeftModel.from_pretrained(frozen_model(), folder)
+    prompt = prompts(piece)[0]
+    with adapted_engine(folder, "float32") as engine:
+        for sharpness in (0.0, 0.5):
+            tilt = at_setting(piece.no_tilt, sharpness, 0.0)
+            (answer,) = Adapted(piece, engine, tilt).answers([prompt], 1, 5)
+            ids = torch.tensor([[*prompt.token_ids, *answer.tokens]])
+            expected, adapted = (
+                model(ids).logits[0, -len(answer.tokens) - 1 : -1].double().log_softmax(-1) for model in (frozen, tuned)
+            )
+            drawn = ((1 + sharpness) * adapted).log_softmax(-1)
+            assert answer.kl == pytest.approx(float((drawn.exp() * (drawn - expected)).sum()), rel=1e-3)
+            assert answer.kl > 0.01
+            of_tokens = expected.gather(1, torch.tensor(answer.tokens)[:, None])[:, 0].tolist()
+            assert answer.logprobs == pytest.approx(of_tokens, abs=1e-3)
+
+
+def test_the_best_rate_alone_is_tried_at_lower_temperatures(monkeypatch: pytest.MonkeyPatch) -> None:
+    best, tried = RATES[1], list[tuple[float, float]]()
+
+    def settings_at(_: object, __: str, rate: float, levels: Any, least_penalty: float = 0.0) -> list[dict[str, Any]]:
+        tried.extend((rate, sharpness) for sharpness in levels)
+        reward = 1.0 if rate == best else 0.0
+        return [
+            {
+                "rate": rate,
+                "sharpness": sharpness,
+                "penalty": least_penalty,
+                "rewards": [[reward + sharpness]],
+                "usual": sharpness < 2,
+                "base_tokens": 10,
+            }
+            for sharpness in levels
+        ]
+
+    monkeypatch.setattr(yardsticks, "settings_at", settings_at)
+    sizes: Any = SimpleNamespace(task=SimpleNamespace(name="texts"), seed=0, validation=[0, 1])
+    tuning = tune(sizes, "dpo")
+    assert tried == [*((rate, 0.0) for rate in RATES), (best, 0.5), (best, 1.0), (best, 2.0)]
+    setting = chosen(tuning, rows=1)
+    assert (setting["rate"], setting["sharpness"]) == (best, 1.0)
+    assert tuning["base_tokens"] == 60 and tuning["reward_calls"] == 6 * 16 * 2
