@@ -17,7 +17,7 @@ from benchmarks.bench_tasks.adapted import Adapted, adapted_engine, frozen_model
 from benchmarks.bench_tasks.grpo import SAMPLED, earlier_samples
 from benchmarks.bench_tasks.methods import Base
 from benchmarks.bench_tasks.piece import Piece
-from benchmarks.bench_tasks.temperatures import at_setting, chosen
+from benchmarks.bench_tasks.temperatures import TiltedSamples, at_setting, chosen
 from benchmarks.bench_tasks.yardsticks import LORA, RATES, fit_adapter, tune
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
@@ -51,13 +51,20 @@ def adapter(folder: Path, size: float) -> Path:
 
 @pytest.mark.slow(12)
 def test_an_adapter_that_changes_nothing_answers_as_the_frozen_model(piece: Piece, tmp_path: Path) -> None:
+    repeating_less = at_setting(piece.no_tilt, 0.5, 2.0)
     with adapted_engine(adapter(tmp_path, 0.0), "float32") as engine:
         adapted = Adapted(piece, engine).answers(prompts(piece), 1, 5)
+        at_settings = Adapted(piece, engine, repeating_less).answers(prompts(piece), 1, 5)
     base = Base(piece).answers(prompts(piece), 1, 5)
+    expected_at_settings = TiltedSamples(piece, repeating_less).answers(prompts(piece), 1, 5)
     assert [answer.tokens for answer in adapted] == [answer.tokens for answer in base]
     for answer, expected in zip(adapted, base, strict=True):
         assert answer.logprobs == pytest.approx(expected.logprobs, abs=1e-3)
         assert answer.kl == pytest.approx(0, abs=1e-6) and answer.base_tokens == len(answer.tokens)
+    assert [answer.tokens for answer in at_settings] == [answer.tokens for answer in expected_at_settings]
+    for answer, expected in zip(at_settings, expected_at_settings, strict=True):
+        assert answer.kl == pytest.approx(expected.kl, rel=1e-3) and answer.kl > 0.1
+        assert answer.logprobs == pytest.approx(expected.logprobs, abs=1e-3)
 
 
 class Interrupted:
